@@ -1,0 +1,9 @@
+"""Settings that must be in place before torch is imported, and fixtures that every test folder shares."""
+
+import os
+
+# libgomp's workers spin while they wait: on a busy machine that makes small models several times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+# No test may reach for a model hub.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
