@@ -1,0 +1,77 @@
+"""Recipes: one commented YAML file describes one training stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+UnitRate = Field(gt=0, le=1)
+
+
+class Recipe(BaseModel):
+    """One stage of training, as read from YAML. Unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    stage: Literal["vision", "dense", "dynamic"]
+    output: Path
+    """Folder for the checkpoint, the log and the finished model."""
+    init: Path | None = None
+    """Finished model of the stage before; none for the first."""
+    seed: int = 0
+    steps: int = Field(gt=0)
+    scenes_per_step: int = Field(ge=0)
+    easy_vqa_per_step: int = Field(ge=0)
+    learning_rate: float = Field(gt=0)
+    """Peak rate of the model's parameters; warm-up, then cosine to zero."""
+    predictor_learning_rate: float = Field(default=1e-3, gt=0)
+    warmup: float = Field(default=0.03, ge=0, lt=1)
+    """Share of the steps that warm up."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: Muon for the hidden matrices, AdamW for everything else."""
+    train_vision_tower: bool = False
+    short_answer_weight: float = Field(default=1.0, gt=0)
+    clip_norm: float = Field(default=1.0, gt=0)
+    tau_start: float = Field(default=1.0, gt=0)
+    tau_end: float = Field(default=0.1, gt=0)
+    sparsity: dict[str, Any] | None = None
+    """Arguments of SparsityConfig; needed by the dynamic stage."""
+    save_every: int = Field(default=100, gt=0)
+    save_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+
+    @classmethod
+    def read(cls, path: Path) -> Recipe:
+        """Read and check a recipe.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If the file is no YAML mapping or a field is missing, unknown or out of range; the message names it.
+        """
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such recipe; the shipped ones are in recipes/")
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: not a YAML file: {str(error).splitlines()[0]}") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"{path}: a recipe is a mapping of settings, found {type(values).__name__}")
+        try:
+            recipe = cls(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"])
+            raise ValueError(f"{path}: {field}: {first['msg']}") from None
+        if recipe.stage == "dynamic" and recipe.sparsity is None:
+            raise ValueError(f"{path}: sparsity: the dynamic stage needs it")
+        if recipe.stage != "vision" and recipe.init is None:
+            raise ValueError(f"{path}: init: the {recipe.stage} stage starts from a finished stage; name its folder")
+        if recipe.scenes_per_step + recipe.easy_vqa_per_step == 0:
+            raise ValueError(f"{path}: scenes_per_step and easy_vqa_per_step are both 0; nothing to train on")
+        return recipe

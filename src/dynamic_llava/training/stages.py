@@ -1,0 +1,177 @@
+"""The three stages: what each trains, and the loss of one step."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+from dynamic_llava import checkpoints
+from dynamic_llava.config import SparsityConfig
+from dynamic_llava.sparsifier import Sparsifier
+from dynamic_llava.training import nano, vision
+from dynamic_llava.training.packing import IGNORE, Batch, Packer
+from dynamic_llava.training.recipe import Recipe
+from dynamic_llava.training.stream import Stream
+
+Metrics = dict[str, float]
+
+
+class Stage(ABC):
+    """What a training loop needs of a stage.
+
+    Attributes
+    ----------
+    model, processor
+        What is trained and saved.
+    modules
+        Everything whose state a checkpoint must hold.
+    """
+
+    def __init__(
+        self, recipe: Recipe, model: LlavaForConditionalGeneration, processor: LlavaProcessor
+    ) -> None:
+        self.recipe = recipe
+        self.model = model
+        self.processor = processor
+        self.stream = Stream(recipe.scenes_per_step, recipe.easy_vqa_per_step, recipe.seed)
+        self.modules: dict[str, nn.Module] = {"model": model}
+
+    @abstractmethod
+    def backward(self, step: int) -> Metrics:
+        """Accumulate the gradients of one step; return what the log shows."""
+
+    def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Named trainable parameters; names that start with ``sparsifier.`` get the predictors' rate."""
+        for module in self.modules.values():
+            yield from ((name, p) for name, p in module.named_parameters() if p.requires_grad)
+
+    def save(self, folder: Path) -> None:
+        """Write the finished model: stock checkpoint, processor, and predictors where there are some."""
+        self.model.to(getattr(torch, self.recipe.save_dtype))
+        checkpoints.save(self.model, self.processor, folder)
+
+
+class VisionStage(Stage):
+    """The tower learns to name what covers each patch; the rest of the model is still untouched."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        processor = nano.build_processor()
+        super().__init__(recipe, nano.build_model(processor, recipe.seed), processor)
+        self.model.requires_grad_(False)
+        self.model.model.vision_tower.requires_grad_(True)
+        self.heads = vision.PatchHeads(self.model.config.vision_config.hidden_size)
+        self.modules["heads"] = self.heads
+
+    def backward(self, step: int) -> Metrics:
+        batches = []
+        if indices := self.stream.scenes(step):
+            batches.append(vision.scene_batch(indices, self.processor))
+        if samples := self.stream.easy_vqa(step):
+            batches.append(vision.easy_vqa_batch(samples, self.processor))
+        pixel_values, labels_BI3 = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        logits = self.heads(vision.patch_features(self.model, pixel_values))
+        loss = vision.loss(logits, labels_BI3)
+        loss.backward()
+        return {"loss": loss.item(), "accuracy": vision.accuracy(logits, labels_BI3)}
+
+
+class DenseStage(Stage):
+    """Visual instruction tuning of projector and decoder on packed turns, nothing sparse."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        model, processor = _load(recipe)
+        super().__init__(recipe, model, processor)
+        self.packer = Packer(processor, recipe.short_answer_weight)
+        self.model.model.vision_tower.requires_grad_(recipe.train_vision_tower)
+        self.model.train()
+
+    def backward(self, step: int) -> Metrics:
+        batches = [self.packer(group) for group in self.stream.groups(step)]
+        total_weight = sum(_label_weight(batch) for batch in batches)
+        metrics: Metrics = {"loss": 0.0}
+        for batch in batches:
+            output = self.model(**_inputs(batch))
+            loss = _weighted_loss(output.logits, batch) / total_weight
+            loss.backward()
+            metrics["loss"] += loss.item()
+        return metrics
+
+
+class DynamicStage(Stage):
+    """The paper's stage: predictors and model together, Gumbel masks, ratio losses (paper eq. 8 to 11)."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        model, processor = _load(recipe)
+        super().__init__(recipe, model, processor)
+        self.packer = Packer(processor, recipe.short_answer_weight)
+        torch.manual_seed(recipe.seed)
+        self.sparsifier = Sparsifier(
+            SparsityConfig(**(recipe.sparsity or {})), hidden_size=model.config.text_config.hidden_size
+        )
+        self.sparsifier.attach(model)
+        model.model.vision_tower.requires_grad_(recipe.train_vision_tower)
+        model.train()
+
+    def backward(self, step: int) -> Metrics:
+        recipe = self.recipe
+        self.sparsifier.tau = recipe.tau_start * (recipe.tau_end / recipe.tau_start) ** (step / recipe.steps)
+        batches = [self.packer(group) for group in self.stream.groups(step)]
+        total_weight = sum(_label_weight(batch) for batch in batches)
+        total_rows = sum(len(batch.input_ids_BN) for batch in batches)
+        metrics: Metrics = {"loss": 0.0, "ratio_loss": 0.0}
+        kept: dict[str, list[Tensor]] = {"image_kept": [], "text_kept": []}
+        for batch in batches:
+            output = self.model(**_inputs(batch), answer_mask=batch.answer_mask_BN)
+            loss = _weighted_loss(output.logits, batch) / total_weight
+            image_term, text_term = self.sparsifier.ratio_loss()
+            ratio = (image_term + text_term) * len(batch.input_ids_BN) / total_rows
+            (loss + self.sparsifier.config.ratio_weight * ratio).backward()
+            metrics["loss"] += loss.item()
+            metrics["ratio_loss"] += ratio.item()
+            report = self.sparsifier.report
+            kept["image_kept"].append(report.image_mask_BI.detach().flatten())
+            if batch.answer_mask_BN.any():
+                kept["text_kept"].append(report.text_mask_BN.detach()[batch.answer_mask_BN])
+        metrics |= {name: torch.cat(masks).mean().item() for name, masks in kept.items() if masks}
+        return metrics | {"tau": self.sparsifier.tau}
+
+
+STAGES: dict[str, type[VisionStage] | type[DenseStage] | type[DynamicStage]] = {
+    "vision": VisionStage,
+    "dense": DenseStage,
+    "dynamic": DynamicStage,
+}
+
+
+def _load(recipe: Recipe) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    model, processor = checkpoints.load(recipe.init, dtype=torch.float32)
+    return model, cast(LlavaProcessor, processor)
+
+
+def _inputs(batch: Batch) -> dict[str, Tensor | bool]:
+    return {
+        "input_ids": batch.input_ids_BN,
+        "pixel_values": batch.pixel_values,
+        "attention_mask": batch.attention_mask_B1NN,
+        "position_ids": batch.position_ids_BN,
+        "use_cache": False,
+    }
+
+
+def _label_weight(batch: Batch) -> float:
+    return batch.weights_BN[batch.labels_BN != IGNORE].sum().item()
+
+
+def _weighted_loss(logits_BNV: Tensor, batch: Batch) -> Tensor:
+    """Cross-entropy of the next token, summed with each label's weight."""
+    labels_BN = batch.labels_BN[:, 1:]
+    labelled_BN = labels_BN != IGNORE
+    losses = F.cross_entropy(logits_BNV[:, :-1][labelled_BN], labels_BN[labelled_BN], reduction="none")
+    return (losses * batch.weights_BN[:, 1:][labelled_BN]).sum()

@@ -1,0 +1,112 @@
+"""The vision stage: every patch learns to name the shape, colour and size of the object that covers it.
+
+It gives the tower the head start that LLaVA takes from CLIP. Legend: B pictures, I patches, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+from dynamic_llava.data import Sample, easy_vqa, scenes
+from dynamic_llava.training.packing import IGNORE
+
+SHAPES = tuple(sorted({*scenes.SHAPES, *easy_vqa.SHAPES}))
+COLORS = scenes.COLORS
+SIZES = tuple(scenes.RADII)
+GRAY_DISTANCE = 60  # easy-VQA's light backgrounds differ from every object by more than this, summed over RGB
+
+
+class PatchHeads(nn.Module):
+    """Linear classifiers of shape, colour and size over patch features; class 0 is background."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden_size)
+        self.classes = nn.ModuleList(
+            nn.Linear(hidden_size, 1 + len(names)) for names in (SHAPES, COLORS, SIZES)
+        )
+
+    def forward(self, features_BIC: Tensor) -> list[Tensor]:
+        normed_BIC = self.norm(features_BIC)
+        return [head(normed_BIC) for head in self.classes]
+
+
+def patch_features(model: LlavaForConditionalGeneration, pixel_values: Tensor) -> Tensor:
+    """Tower output that the projector reads, without the class token: [B, I, C]."""
+    tower = model.model.vision_tower
+    hidden_states = tower(pixel_values, output_hidden_states=True).hidden_states
+    return cast(Tensor, hidden_states[model.config.vision_feature_layer][:, 1:])
+
+
+def loss(logits: Sequence[Tensor], labels_BI3: Tensor) -> Tensor:
+    """Sum over the three attributes of the mean cross-entropy over labelled patches."""
+    terms = [
+        F.cross_entropy(logits_BIK.flatten(0, 1), labels_BI3[..., i].flatten(), ignore_index=IGNORE)
+        for i, logits_BIK in enumerate(logits)
+    ]
+    return torch.stack(terms).sum()
+
+
+def accuracy(logits: Sequence[Tensor], labels_BI3: Tensor) -> float:
+    """Share of object patches whose shape and colour are both named rightly."""
+    right_BI = torch.stack([(logits[i].argmax(-1) == labels_BI3[..., i]) for i in (0, 1)]).all(0)
+    labelled_BI = (labels_BI3[..., 0] > 0) & (labels_BI3[..., 1] > 0)
+    return right_BI[labelled_BI].float().mean().item()
+
+
+def scene_batch(indices: Sequence[int], processor: LlavaProcessor) -> tuple[Tensor, Tensor]:
+    """Pixel values [B, 3, H, W] and patch labels [B, I, 3] of training scenes."""
+    drawn = [scenes.scene(index, "train") for index in indices]
+    labels = [_scene_labels(scene, processor.patch_size) for scene in drawn]
+    return _pixels([scene.draw() for scene in drawn], processor), torch.stack(labels)
+
+
+def easy_vqa_batch(samples: Sequence[Sample], processor: LlavaProcessor) -> tuple[Tensor, Tensor]:
+    """Pixel values [B, 3, H, W] and patch labels [B, I, 3] of easy-VQA pictures; sizes are not labelled."""
+    images = [sample.open_image() for sample in samples]
+    side = processor.image_processor.size["height"]
+    labels = [
+        _easy_vqa_labels(sample, image, side, processor.patch_size)
+        for sample, image in zip(samples, images, strict=True)
+    ]
+    return _pixels(images, processor), torch.stack(labels)
+
+
+def _pixels(images: list[Image.Image], processor: LlavaProcessor) -> Tensor:
+    return cast(Tensor, processor.image_processor(images, return_tensors="pt")["pixel_values"])
+
+
+def _scene_labels(scene: scenes.Scene, patch: int) -> Tensor:
+    index_II = _patch_majority(np.asarray(scene.draw_index()), patch)
+    table = [(0, 0, 0)]
+    table += [
+        (1 + SHAPES.index(t.shape), 1 + COLORS.index(t.color), 1 + SIZES.index(t.size)) for t in scene.things
+    ]
+    return torch.tensor(table)[torch.from_numpy(index_II)]
+
+
+def _easy_vqa_labels(sample: Sample, image: Image.Image, side: int, patch: int) -> Tensor:
+    pixels = np.asarray(image.resize((side, side), Image.Resampling.BICUBIC)).astype(np.int64)
+    background = np.median(pixels.reshape(-1, 3), axis=0)
+    covered = (np.abs(pixels - background).sum(-1) > GRAY_DISTANCE).astype(np.uint8)
+    index_I = torch.from_numpy(_patch_majority(covered, patch))
+    shape, color = easy_vqa.attributes(sample)
+    known = [1 + SHAPES.index(shape) if shape else IGNORE, 1 + COLORS.index(color) if color else IGNORE]
+    return torch.tensor([[0, 0, 0], [*known, IGNORE]])[index_I]
+
+
+def _patch_majority(index_HW: np.ndarray, patch: int) -> np.ndarray:
+    """Most frequent object in each patch, background only where it covers more than 85 %."""
+    side = index_HW.shape[0] // patch
+    blocks = index_HW.reshape(side, patch, side, patch).swapaxes(1, 2).reshape(side * side, -1)
+    counts = np.stack([(blocks == number).sum(1) for number in range(int(index_HW.max()) + 1)], axis=1)
+    counts[:, 0] = np.where(counts[:, 0] > 0.85 * patch**2, counts[:, 0], -1)
+    return counts.argmax(1)
