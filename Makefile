@@ -1,0 +1,56 @@
+# Needs Python 3.11 or newer, make and pip; everything else is installed into .venv by the first target that needs it.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help install dev demo test lint format type wheel wheel-check train-nano clean
+
+help: ## Show this list
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' Makefile | awk -F '\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
+
+.venv/.installed: pyproject.toml constraints.txt
+	@echo 'Installing into .venv: minutes the first time, mostly torch.'
+	$(PYTHON) -m venv .venv
+	$(INSTALL) --editable .
+	@touch $@
+
+.venv/.dev: .venv/.installed
+	$(INSTALL) --editable '.[dev]'
+	@touch $@
+
+install: .venv/.installed ## Make .venv with the pinned requirements
+
+dev: .venv/.dev ## The same, with everything a contributor needs
+
+demo: install ## Ask the bundled pictures, dense and sparse, and show what was kept
+	$(BIN)/dynamic-llava demo
+
+test: dev ## Run all tests (ARGS="-k cache" passes options to pytest)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: dev ## Check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: dev ## Rewrite the code in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+type: dev ## Check types
+	$(BIN)/mypy
+
+wheel: install ## Build the wheel into dist/
+	rm -rf dist
+	$(BIN)/python -m pip wheel -qq --disable-pip-version-check --no-deps --wheel-dir dist .
+
+wheel-check: wheel ## Install the wheel in an empty environment and run the demo there
+	PYTHON=$(BIN)/python bash .ci/wheel-check
+
+train-nano: dev ## Train the bundled model again, three stages into runs/ (hours)
+	$(BIN)/dynamic-llava train recipes/nano-vision.yaml
+	$(BIN)/dynamic-llava train recipes/nano-dense.yaml
+	$(BIN)/dynamic-llava train recipes/nano-dynamic.yaml
+
+clean: ## Remove everything these targets made, .venv included
+	rm -rf .venv dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
