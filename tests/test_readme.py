@@ -1,0 +1,110 @@
+"""What the README says holds: code runs, commands and files exist, numbers stand in result files."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from dynamic_llava.cli import app
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PYTHON_BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+COMMANDS = re.findall(r"^\$ (.+)$", README, re.MULTILINE)
+RUNNABLE = re.findall(r"<!-- run -->\n```console\n\$ (.+)\n```", README)
+SOURCES = "src/dynamic_llava"
+
+
+def test_python_blocks_run(tmp_path: Path) -> None:
+    """One after the other, as a reader would paste them, in an empty folder."""
+    (tmp_path / "readme.py").write_text("\n".join(PYTHON_BLOCKS), encoding="utf-8")
+    run = subprocess.run(
+        [sys.executable, "readme.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "my-sparsifier").is_dir()
+
+
+@pytest.mark.parametrize("command", RUNNABLE)
+def test_runnable_commands_run(command: str) -> None:
+    program, *arguments = shlex.split(command)
+    assert program == "dynamic-llava"
+    module = [sys.executable, "-c", "from dynamic_llava.cli import main; main()"]
+    run = subprocess.run([*module, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout.splitlines()[-1])["answer"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_and_options_exist(command: str) -> None:
+    program, name, *arguments = shlex.split(command)
+    if program == "make":
+        assert re.search(rf"^{name}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    elif program == "dynamic-llava":
+        known = get_command(app).commands[name].params
+        options = {option for parameter in known for option in parameter.opts}
+        assert {argument for argument in arguments if argument.startswith("--")} <= options
+        recipes = [argument for argument in arguments if argument.startswith("recipes/")]
+        assert all((ROOT / recipe).is_file() for recipe in recipes)
+    else:
+        assert command == "pip install ."
+
+
+def test_command_table_is_complete() -> None:
+    assert set(re.findall(r"^\| `dynamic-llava (\w+)`", README, re.MULTILINE)) == set(
+        get_command(app).commands
+    )
+
+
+def test_links_lead_somewhere() -> None:
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", README)
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_file_map_names_every_module_and_only_those() -> None:
+    table = README.partition("## File map")[2].partition("## ")[0]
+    cells = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    mapped = {path for cell in cells for path in _expand(re.findall(r"`([^`]+)`", cell))}
+    assert [path for path in mapped if not (ROOT / path).exists()] == []
+    present = {path for path in (ROOT / SOURCES).iterdir() if not path.name.startswith("_")}
+    unnamed = {path.relative_to(ROOT).as_posix() for path in present} - {path.rstrip("/") for path in mapped}
+    assert unnamed == {f"{SOURCES}/py.typed"}
+
+
+def _expand(paths: list[str]) -> Iterator[str]:
+    """A cell's later paths leave out the folder of its first one."""
+    first, *others = paths
+    yield first
+    folder = first.rstrip("/").rpartition("/")[0]
+    yield from (f"{folder}/{other}" for other in others)
+
+
+@pytest.mark.parametrize("row", [match for match in README.splitlines() if "](benchmarks/results/" in match])
+def test_numbers_stand_in_the_result_file(row: str) -> None:
+    (name,) = re.findall(r"\]\((benchmarks/results/[^)]+)\)", row)
+    measured = list(_numbers(json.loads((ROOT / name).read_text(encoding="utf-8"))))
+    text = re.sub(r"\[[^]]*\]\([^)]*\)", "", row)
+    for number in re.findall(r"(?<![\w.])\d+(?:\.\d+)?(?![\w.])", text.replace(",", "")):
+        digits = len(number.partition(".")[2])
+        found = any(number in (f"{value:.{digits}f}", f"{100 * value:.{digits}f}") for value in measured)
+        assert found, f"{number} stands nowhere in {name}"
+
+
+def _numbers(node: object) -> Iterator[float]:
+    match node:
+        case bool() | str() | None:
+            return
+        case int() | float():
+            yield float(node)
+        case dict():
+            for value in node.values():
+                yield from _numbers(value)
+        case list():
+            for value in node:
+                yield from _numbers(value)
