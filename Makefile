@@ -53,4 +53,4 @@ train-nano: dev ## Train the bundled model again, three stages into runs/ (hours
 	$(BIN)/dynamic-llava train recipes/nano-dynamic.yaml
 
 clean: ## Remove everything these targets made, .venv included
-	rm -rf .venv dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
