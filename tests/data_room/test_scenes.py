@@ -48,8 +48,10 @@ def test_every_object_shows_its_color_at_its_center_and_stays_in_its_cell(index:
         assert picture.getpixel((x, y)) == ImageColor.getrgb(thing.color)
         rows, columns = np.nonzero(owner == number)
         row, column = divmod(thing.cell, 3)
-        assert rows.min() >= row * scenes.CELL - 1 and rows.max() <= (row + 1) * scenes.CELL
-        assert columns.min() >= column * scenes.CELL - 1 and columns.max() <= (column + 1) * scenes.CELL
+        assert rows.min() >= row * scenes.CELL - 1
+        assert rows.max() <= (row + 1) * scenes.CELL
+        assert columns.min() >= column * scenes.CELL - 1
+        assert columns.max() <= (column + 1) * scenes.CELL
 
 
 @given(INDICES)

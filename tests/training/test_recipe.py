@@ -9,7 +9,9 @@ import pytest
 from dynamic_llava.training.recipe import Recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-GOOD = "stage: vision\noutput: out\nsteps: 2\nscenes_per_step: 1\neasy_vqa_per_step: 0\nlearning_rate: 0.001\n"
+GOOD = (
+    "stage: vision\noutput: out\nsteps: 2\nscenes_per_step: 1\neasy_vqa_per_step: 0\nlearning_rate: 0.001\n"
+)
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)

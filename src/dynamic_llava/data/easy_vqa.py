@@ -1,4 +1,4 @@
-"""The easy-VQA set (Victor Zhou, MIT licence): 64 x 64 pictures of one shape, from the ``easy-vqa`` package."""
+"""The easy-VQA set (Victor Zhou, MIT licence): pictures of one shape, from the package ``easy-vqa``."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def load(split: Literal["train", "test"]) -> list[Sample]:
 
 
 def attributes(sample: Sample) -> tuple[str, str]:
-    """Shape and colour of a picture's only object, read from the answers; ("", "") entries where none says."""
+    """Shape and colour of a picture's only object, read from the answers; "" where none says."""
     answers = {turn.answer for turn in sample.turns}
     shape = next((name for name in SHAPES if name in answers), "")
     color = next((name for name in COLORS if name in answers), "")

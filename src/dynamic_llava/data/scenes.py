@@ -51,10 +51,12 @@ class Thing:
 
     @property
     def name(self) -> str:
+        """Colour and shape: unique within a scene."""
         return f"{self.color} {self.shape}"
 
     @property
     def position(self) -> str:
+        """The cell in words."""
         return POSITIONS[self.cell]
 
     def outline(self, scale: float) -> list[Point]:
@@ -106,15 +108,14 @@ class Scene:
         for previous, thing in zip((None, *self.things), self.things, strict=False):
             sentence = f"In the {thing.position} there is a {thing.size} {thing.color} {thing.shape}"
             if previous is not None:
-                sentence += f", which is {_compare(thing, previous)} the {previous.name} and {_place(thing, previous)} it"
+                sentence += f", which is {_compare(thing, previous)} the {previous.name}"
+                sentence += f" and {_place(thing, previous)} it"
             sentences.append(sentence + ".")
         shapes = Counter(thing.shape for thing in self.things)
         large = sum(thing.size == "large" for thing in self.things)
         listed = _join([f"{NUMBERS[shapes[s]]} {_plural(s, shapes[s])}" for s in SHAPES if shapes[s]])
-        sentences.append(
-            f"Overall there are {listed}; {NUMBERS[large]} of the objects are large"
-            f" and {NUMBERS[len(self.things) - large]} are small."
-        )
+        sizes = f"{NUMBERS[large]} large and {NUMBERS[len(self.things) - large]} small"
+        sentences.append(f"In total that is {listed}: {sizes}.")
         return " ".join(sentences)
 
 
@@ -135,9 +136,7 @@ def scene(index: int, split: Split) -> Scene:
     rng = random.Random(f"scene-{split}-{index}")
     cells = rng.choice(_LAYOUTS[split][rng.randint(2, 6)])
     pairs = rng.sample([(shape, color) for shape in SHAPES for color in COLORS], len(cells))
-    things = tuple(
-        _thing(rng, shape, color, cell) for (shape, color), cell in zip(pairs, cells, strict=True)
-    )
+    things = tuple(_thing(rng, shape, color, cell) for (shape, color), cell in zip(pairs, cells, strict=True))
     red, green, blue = (rng.randint(230, 255) for _ in range(3))
     return Scene(things, (red, green, blue))
 

@@ -1,1 +1,1 @@
-"""The training recipe: a vision stage and a dense stage that make a small model, the Dynamic stage that makes it sparse."""
+"""Training: a vision and a dense stage make a small model, the Dynamic stage makes it sparse."""

@@ -1,7 +1,9 @@
 """Packed rows: one picture, encoded once, and all its turns, none of which sees another.
 
 Each turn attends to the shared prefix (``<s>USER: <image>...``) and to itself, and its positions continue the
-prefix, so a packed row trains on exactly what its turns would be as single-turn samples. Legend: B rows, N tokens.
+prefix, so a packed row trains on exactly what its turns would be as single-turn samples.
+
+Legend: B rows, N tokens.
 """
 
 from __future__ import annotations
@@ -91,7 +93,12 @@ class Packer:
     def _row(self, sample: Sample) -> _Row:
         start = len(self._prefix)
         row = _Row(
-            list(self._prefix), [0] * start, list(range(start)), [IGNORE] * start, [0.0] * start, [False] * start
+            list(self._prefix),
+            [0] * start,
+            list(range(start)),
+            [IGNORE] * start,
+            [0.0] * start,
+            [False] * start,
         )
         for segment, turn in enumerate(sample.turns, start=1):
             question = self._encode(f"\n{turn.question} ASSISTANT:")

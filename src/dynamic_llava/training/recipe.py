@@ -52,7 +52,7 @@ class Recipe(BaseModel):
         FileNotFoundError
             If there is no such file.
         ValueError
-            If the file is no YAML mapping or a field is missing, unknown or out of range; the message names it.
+            If the file is no YAML mapping, or a field is missing, unknown or out of range.
         """
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such recipe; the shipped ones are in recipes/")
@@ -71,7 +71,9 @@ class Recipe(BaseModel):
         if recipe.stage == "dynamic" and recipe.sparsity is None:
             raise ValueError(f"{path}: sparsity: the dynamic stage needs it")
         if recipe.stage != "vision" and recipe.init is None:
-            raise ValueError(f"{path}: init: the {recipe.stage} stage starts from a finished stage; name its folder")
+            raise ValueError(
+                f"{path}: init: the {recipe.stage} stage starts from a finished stage; name its folder"
+            )
         if recipe.scenes_per_step + recipe.easy_vqa_per_step == 0:
             raise ValueError(f"{path}: scenes_per_step and easy_vqa_per_step are both 0; nothing to train on")
         return recipe

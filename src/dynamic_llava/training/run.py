@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ def train(recipe_path: Path, resume: bool = False) -> Path:
     recipe_path : Path
         A YAML recipe; see :class:`Recipe`.
     resume : bool
-        Continue from the last checkpoint in the output folder, with the same data and noise as an unbroken run.
+        Continue from the last checkpoint in the output folder, as if the run had never stopped.
 
     Returns
     -------
@@ -119,7 +118,7 @@ def _optimizers(recipe: Recipe, stage: Stage) -> list[torch.optim.Optimizer]:
         group = {"params": matrices, "peak_lr": recipe.learning_rate}
         optimizers.append(
             torch.optim.Muon(
-                [group],  # type: ignore[arg-type]  # a param group, which torch's annotation leaves out
+                [group],
                 weight_decay=recipe.weight_decay,
                 adjust_lr_fn="match_rms_adamw",
             )
@@ -139,7 +138,7 @@ def _checkpoint(path: Path, stage: Stage, optimizers: list[torch.optim.Optimizer
     }
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def _restore(path: Path, stage: Stage, optimizers: list[torch.optim.Optimizer]) -> int:

@@ -66,10 +66,11 @@ class VisionStage(Stage):
         super().__init__(recipe, nano.build_model(processor, recipe.seed), processor)
         self.model.requires_grad_(False)
         self.model.model.vision_tower.requires_grad_(True)
-        self.heads = vision.PatchHeads(self.model.config.vision_config.hidden_size)
+        self.heads = vision.PatchHeads(self.model.model.multi_modal_projector.linear_1.in_features)
         self.modules["heads"] = self.heads
 
     def backward(self, step: int) -> Metrics:
+        """Name every patch of the step's pictures."""
         batches = []
         if indices := self.stream.scenes(step):
             batches.append(vision.scene_batch(indices, self.processor))
@@ -93,6 +94,7 @@ class DenseStage(Stage):
         self.model.train()
 
     def backward(self, step: int) -> Metrics:
+        """Predict every answer of the step's rows."""
         batches = [self.packer(group) for group in self.stream.groups(step)]
         total_weight = sum(_label_weight(batch) for batch in batches)
         metrics: Metrics = {"loss": 0.0}
@@ -113,13 +115,14 @@ class DynamicStage(Stage):
         self.packer = Packer(processor, recipe.short_answer_weight)
         torch.manual_seed(recipe.seed)
         self.sparsifier = Sparsifier(
-            SparsityConfig(**(recipe.sparsity or {})), hidden_size=model.config.text_config.hidden_size
+            SparsityConfig(**(recipe.sparsity or {})), hidden_size=model.get_input_embeddings().embedding_dim
         )
         self.sparsifier.attach(model)
         model.model.vision_tower.requires_grad_(recipe.train_vision_tower)
         model.train()
 
     def backward(self, step: int) -> Metrics:
+        """Predict every answer from what the masks leave, and pull the keep rates to their targets."""
         recipe = self.recipe
         self.sparsifier.tau = recipe.tau_start * (recipe.tau_end / recipe.tau_start) ** (step / recipe.steps)
         batches = [self.packer(group) for group in self.stream.groups(step)]

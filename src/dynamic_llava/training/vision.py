@@ -35,6 +35,7 @@ class PatchHeads(nn.Module):
         )
 
     def forward(self, features_BIC: Tensor) -> list[Tensor]:
+        """Return the logits [B, I, K] of each attribute."""
         normed_BIC = self.norm(features_BIC)
         return [head(normed_BIC) for head in self.classes]
 
