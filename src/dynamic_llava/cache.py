@@ -1,0 +1,247 @@
+"""A K/V cache with two row lengths and an overwritten slot.
+
+All layers < l share one set of row lengths, all layers >= l another. A decoded token is written at slot
+``length[row]`` and attends to the valid slots and itself; then the length grows only if the token is kept, so a
+dropped token is overwritten by the next. No concatenation, no loop over rows.
+
+Legend: B batch, Q new tokens, S slots, H heads, D head size.
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+from transformers import Cache
+from transformers.cache_utils import CacheLayerMixin
+
+from dynamic_llava.report import Report
+
+BLOCK = 128  # slots that storage grows by; also the steps between two looks at the true lengths
+
+
+class Stage:
+    """Row lengths and valid slots, shared by all layers of a stage.
+
+    Attributes
+    ----------
+    length_B
+        Next slot of each row, int64.
+    valid_BS
+        Which slots hold a token; False for padding and for everything from ``length_B`` on.
+    used
+        Slots that a pass may touch: an upper bound of the lengths that needs no look at the device.
+    """
+
+    def __init__(self) -> None:
+        self.length_B = torch.zeros(0, dtype=torch.long)
+        self.valid_BS = torch.zeros(0, 0, dtype=torch.bool)
+        self.used = 0
+        self.even = True  # every row's length is exactly `used`
+        self.full = True  # every slot below its row's length is valid
+        self.slots_BQ: Tensor | None = None
+
+    @property
+    def capacity(self) -> int:
+        """Slots that storage has."""
+        return self.valid_BS.shape[1]
+
+    def tokens_B(self) -> Tensor:
+        """Return how many tokens each row holds."""
+        return self.valid_BS.sum(-1)
+
+    def open(self, batch: int, queries: int, valid_BQ: Tensor | None, device: torch.device) -> Tensor | None:
+        """Begin a pass of new tokens: make room, and return who sees whom.
+
+        Parameters
+        ----------
+        batch, queries
+            Rows B and new tokens Q of each.
+        valid_BQ
+            Which of them are tokens and not padding; None where all are.
+        device
+            Where the keys lie.
+
+        Returns
+        -------
+        Tensor or None
+            Bool ``[B, 1, Q, S]`` over the slots that ``update`` returns; None stands for causal attention in an empty
+            cache, or for a single query that sees every slot.
+        """
+        if not self.length_B.numel():
+            self.length_B = torch.zeros(batch, dtype=torch.long, device=device)
+            self.valid_BS = torch.zeros(batch, 0, dtype=torch.bool, device=device)
+        if batch != self.length_B.shape[0]:
+            raise ValueError(
+                f"past_key_values holds {self.length_B.shape[0]} rows, the call has {batch}: they must agree"
+            )
+        was_empty = self.used == 0
+        self._make_room(queries)
+        column_Q = torch.arange(queries, device=device)
+        self.slots_BQ = self.length_B[:, None] + column_Q
+        if self.full and valid_BQ is None and self.even and (was_empty or queries == 1):
+            return None
+        offset_BS = torch.arange(self.used, device=device) - self.length_B[:, None]
+        new_B1S = (offset_BS >= 0)[:, None]
+        if valid_BQ is not None:
+            new_B1S = new_B1S & valid_BQ.gather(1, offset_BS.clamp(0, queries - 1))[:, None]
+        offset_B1S, column_Q1 = offset_BS[:, None], column_Q[:, None]
+        visible_BQS = self.valid_BS[:, None, : self.used] | (new_B1S & (offset_B1S <= column_Q1))
+        return (visible_BQS | (offset_B1S == column_Q1))[:, None]
+
+    def extend(self, valid_BQ: Tensor | None) -> None:
+        """End a pass whose tokens all stay; padding becomes invalid slots."""
+        slots_BQ = self._close()
+        if valid_BQ is None:
+            valid_BQ = torch.ones_like(slots_BQ, dtype=torch.bool)
+        else:
+            self.full = False
+        self.valid_BS = self.valid_BS.scatter(1, slots_BQ, valid_BQ)
+        self.length_B = self.length_B + slots_BQ.shape[1]
+
+    def keep(self, keep_B: Tensor) -> None:
+        """End a pass of one token a row; where it is not kept, the next one takes its slot."""
+        slots_B1 = self._close()
+        self.valid_BS = self.valid_BS.scatter(1, slots_B1, keep_B[:, None])
+        self.length_B = self.length_B + keep_B
+        self.even = False
+
+    def select_rows(self, index: Tensor) -> None:
+        """Take rows by index, for beam search."""
+        self.length_B, self.valid_BS = self.length_B[index], self.valid_BS[index]
+
+    def _close(self) -> Tensor:
+        if self.slots_BQ is None:
+            raise ValueError(
+                "the cache was used outside of a pass of the model that its sparsifier is attached to"
+            )
+        slots_BQ, self.slots_BQ = self.slots_BQ, None
+        return slots_BQ
+
+    def _make_room(self, queries: int) -> None:
+        if self.used + queries > self.capacity and not self.even:
+            self.used = int(self.length_B.max())
+        self.used += queries
+        if self.used > self.capacity:
+            blocks = -(-self.used // BLOCK)
+            self.valid_BS = torch.nn.functional.pad(self.valid_BS, (0, blocks * BLOCK - self.capacity))
+
+
+class SparseLayer(CacheLayerMixin):
+    """Keys and values of one layer, ``[B, H, S, D]``, laid out by its stage."""
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__()
+        self.stage = stage
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Allocate the storage on the first pass."""
+        self.keys, self.values = self._grown(None, key_states), self._grown(None, value_states)
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Write new keys and values ``[B, H, Q, D]`` at the stage's slots; return those of all used slots."""
+        if self.stage.slots_BQ is None:
+            raise ValueError(
+                "the cache was used outside of a pass of the model that its sparsifier is attached to"
+            )
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        elif self.keys.shape[2] < self.stage.capacity:
+            self.keys, self.values = (
+                self._grown(self.keys, key_states),
+                self._grown(self.values, value_states),
+            )
+        return self._write(self.keys, key_states), self._write(self.values, value_states)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Return length and offset of the keys that ``update`` would return."""
+        return self.get_seq_length() + query_length, 0
+
+    def get_seq_length(self) -> int:
+        """Return the longest row's number of slots, padding included."""
+        return int(self.stage.length_B.max()) if self.stage.length_B.numel() else 0
+
+    def get_max_length(self) -> int:
+        """Return -1: the storage grows."""
+        return -1
+
+    def select_rows(self, index: Tensor) -> None:
+        """Take rows by index, for beam search."""
+        if self.is_initialized:
+            self.keys, self.values = self.keys[index], self.values[index]
+
+    def _grown(self, old_BHSD: Tensor | None, new_BHQD: Tensor) -> Tensor:
+        batch, heads, _, head_dim = new_BHQD.shape
+        grown = new_BHQD.new_zeros(batch, heads, self.stage.capacity, head_dim)
+        if old_BHSD is not None:
+            grown[:, :, : old_BHSD.shape[2]] = old_BHSD
+        return grown
+
+    def _write(self, storage_BHSD: Tensor, new_BHQD: Tensor) -> Tensor:
+        stage, queries = self.stage, new_BHQD.shape[2]
+        if stage.even:
+            storage_BHSD[:, :, stage.used - queries : stage.used] = new_BHQD
+        else:
+            rows_B1 = torch.arange(new_BHQD.shape[0], device=new_BHQD.device)[:, None]
+            storage_BHSD[rows_B1, :, stage.slots_BQ] = new_BHQD.transpose(1, 2)
+        return storage_BHSD[:, :, : stage.used]
+
+
+class SparseCache(Cache):
+    """The K/V cache of an attached model; ``generate()`` carries it like any other.
+
+    Parameters
+    ----------
+    num_layers
+        Layers of the decoder.
+    split
+        Layer l: the layers below share the dense stage, the others the sparse one.
+    report
+        The record of all calls that use this cache.
+    """
+
+    def __init__(self, num_layers: int, split: int) -> None:
+        self.dense, self.sparse = Stage(), Stage()
+        self.split = split
+        self.answered = 0  # output tokens fed back since the last prompt
+        self.report: Report | None = None
+        super().__init__(
+            layers=[SparseLayer(self.dense if i < split else self.sparse) for i in range(num_layers)]
+        )
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return how many tokens were fed, padding included (layer 0 holds them all)."""
+        return self.dense.used if layer_idx < self.split else super().get_seq_length(layer_idx)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Reorder the rows for beam search."""
+        self._select_rows(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row ``repeats`` times."""
+        rows_B = torch.arange(self.dense.length_B.shape[0], device=self.dense.length_B.device)
+        self._select_rows(rows_B.repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the rows ``indices``."""
+        self._select_rows(indices)
+
+    def reset(self) -> None:
+        """Forget all tokens."""
+        self.__init__(len(self.layers), self.split)  # type: ignore[misc]
+
+    def crop(self, tokens_to_remove: int) -> NoReturn:
+        """Refuse: a dropped token cannot be given back, so assisted decoding cannot roll back."""
+        raise ValueError(
+            "a sparse cache cannot be cropped: assisted and speculative decoding need a dense model"
+        )
+
+    def _select_rows(self, index: Tensor) -> None:
+        for part in (self.dense, self.sparse, *self.layers):
+            part.select_rows(index)
+        if self.report is not None:
+            self.report.select_rows(index)

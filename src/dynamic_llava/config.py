@@ -1,0 +1,110 @@
+"""The one description of what a sparsifier does: where it sits, what it may drop, and how much."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+POLICIES = ("learned", "random", "uniform")
+
+
+@dataclass
+class SparsityConfig:
+    """Settings of a :class:`~dynamic_llava.Sparsifier`; read anew at every call of an attached model.
+
+    Parameters
+    ----------
+    layer
+        Layer l, the first sparse layer. Layers 0 to l-1 stay dense (l >= 1).
+    image_policy, text_policy
+        ``"learned"`` (the predictors of Dynamic-LLaVA), ``"random"`` or ``"uniform"`` (evenly spaced).
+    image_keep_rate
+        Share of image tokens kept, in (0, 1]: ``int(n * rate)``, at least one, of each picture.
+    text_keep_rate
+        Share of output tokens kept that training aims at and that policies without a predictor use, in (0, 1].
+    prompt_keep_rate
+        The same for prompt tokens; only meaningful with ``sparsify_prompt``.
+    sparsify_image, sparsify_text
+        Whether image tokens (in the prefill) and output tokens (while decoding) are dropped at all.
+    sparsify_prompt
+        Dropping prompt tokens. The paper advises against it; not supported, so ``True`` is refused.
+    d_model, nhead, dim_feedforward, num_layers
+        Shape of the image predictor; ``d_model`` is also the width of the text predictor.
+    min_answer_length
+        LEN of the paper: in training, answers with fewer tokens keep all of them and pay no penalty.
+    ratio_weight
+        Weight of the keep-rate penalties in the training loss.
+    seed
+        Seed of the random policy.
+
+    Raises
+    ------
+    ValueError
+        If a value is outside its range.
+    """
+
+    layer: int = 2
+    image_policy: str = "learned"
+    text_policy: str = "learned"
+    image_keep_rate: float = 0.2
+    text_keep_rate: float = 0.5
+    prompt_keep_rate: float = 0.7
+    sparsify_image: bool = True
+    sparsify_text: bool = True
+    sparsify_prompt: bool = False
+    d_model: int = 512
+    nhead: int = 8
+    dim_feedforward: int = 2048
+    num_layers: int = 2
+    min_answer_length: int = 50
+    ratio_weight: float = 100.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.validate()
+
+    def validate(self) -> None:
+        """Raise ``ValueError`` naming the first setting that is out of range."""
+        if self.layer < 1:
+            raise ValueError(
+                f"layer is {self.layer}: the first sparse layer must be >= 1, layer 0 stays dense"
+            )
+        for name in ("image_keep_rate", "text_keep_rate", "prompt_keep_rate"):
+            rate = getattr(self, name)
+            if not 0 < rate <= 1:
+                raise ValueError(f"{name} is {rate}: a keep rate must be greater than 0 and at most 1")
+        for name in ("image_policy", "text_policy"):
+            policy = getattr(self, name)
+            if policy not in POLICIES:
+                raise ValueError(f"{name} is {policy!r}: choose one of {', '.join(POLICIES)}")
+        for name in ("d_model", "nhead", "dim_feedforward", "num_layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.d_model % self.nhead:
+            raise ValueError(
+                f"d_model {self.d_model} cannot be split into {self.nhead} heads: choose a multiple of nhead"
+            )
+        if self.d_model % 4:
+            raise ValueError(
+                f"d_model is {self.d_model}: the predictors halve it twice, choose a multiple of 4"
+            )
+        if self.min_answer_length < 0:
+            raise ValueError(f"min_answer_length is {self.min_answer_length}: it must not be negative")
+        if self.ratio_weight < 0:
+            raise ValueError(f"ratio_weight is {self.ratio_weight}: it must not be negative")
+        if self.sparsify_prompt:
+            raise ValueError(
+                "sparsify_prompt is True: dropping prompt tokens is not supported, set it to False"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values by name, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> SparsityConfig:
+        """Build a config from ``to_dict``'s result; an unknown name raises ``ValueError``."""
+        unknown = sorted(set(values) - {field.name for field in fields(cls)})
+        if unknown:
+            raise ValueError(f"unknown sparsity settings: {', '.join(unknown)}")
+        return cls(**values)

@@ -1,0 +1,137 @@
+"""The pass of an attached decoder: dense layers, select, sparse layers, norm.
+
+One function owns this loop for every decoder with ``layers``, ``norm`` and ``rotary_emb``; its layers stay stock.
+What differs by mode is how tokens are selected: see :mod:`dynamic_llava.passes`.
+
+Legend: B batch, K pictures, I image tokens, N tokens fed, L tokens in the sparse layers, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from dynamic_llava import masks
+from dynamic_llava.cache import SparseCache
+from dynamic_llava.passes import CachedPass, MaskedPass, Pass, PromptState, RecomputePass, Tokens
+
+if TYPE_CHECKING:
+    from dynamic_llava.sparsifier import Sparsifier
+
+
+@merge_with_config_defaults
+@capture_outputs
+def sparse_forward(
+    language_model: nn.Module,
+    input_ids: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    past_key_values: Cache | PromptState | None = None,
+    inputs_embeds: Tensor | None = None,
+    use_cache: bool | None = None,
+    *,
+    sparsifier: Sparsifier,
+    image_positions_KI: Tensor | None = None,
+    answer_mask: Tensor | None = None,
+    **kwargs: Any,
+) -> BaseModelOutputWithPast:
+    """Run the decoder with the decisions of ``sparsifier``; takes the place of the stock decoder's ``forward``.
+
+    Parameters
+    ----------
+    language_model
+        The stock decoder.
+    image_positions_KI
+        See :class:`Pass`; the sparsifier's hook on the multimodal model finds them.
+    answer_mask
+        Bool ``[B, N]``, droppable output tokens: asks for a masked pass at full length.
+    **kwargs
+        Go to the layers.
+    """
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("pass exactly one of input_ids and inputs_embeds")
+    if inputs_embeds is None:
+        inputs_embeds = language_model.embed_tokens(input_ids)
+    sparsifier.check()
+    mode: Pass
+    if answer_mask is not None:
+        report = sparsifier.new_report(inputs_embeds)
+        mode = MaskedPass(sparsifier, report, image_positions_KI, attention_mask, answer_mask)
+    elif use_cache:
+        cache = _sparse_cache(sparsifier, past_key_values, inputs_embeds)
+        mode = CachedPass(sparsifier, cache.report, image_positions_KI, attention_mask, cache)
+    else:
+        state = _prompt_state(sparsifier, past_key_values, inputs_embeds)
+        mode = RecomputePass(sparsifier, state.report, image_positions_KI, attention_mask, state.length)
+    sparsifier.report = mode.report
+    if position_ids is None:
+        past = mode.cache.get_seq_length() if mode.cache is not None else 0
+        position_ids = torch.arange(past, past + inputs_embeds.shape[1], device=inputs_embeds.device)[None]
+
+    layers, split = language_model.layers, sparsifier.config.layer
+    tokens = Tokens(inputs_embeds, position_ids, mode.open(inputs_embeds))
+    tokens.hidden_BNC = _run(language_model, layers[:split], tokens, mode.cache, kwargs)
+    tokens = mode.select(tokens)
+    hidden_BLC = _run(language_model, layers[split:], tokens, mode.cache, kwargs)
+    return BaseModelOutputWithPast(
+        last_hidden_state=language_model.norm(hidden_BLC), past_key_values=mode.close()
+    )
+
+
+def _sparse_cache(sparsifier: Sparsifier, past: Any, inputs_embeds: Tensor) -> SparseCache:
+    """Return the cache of this call: the one handed in, or a new one in place of ``generate``'s empty default."""
+    if isinstance(past, SparseCache):
+        sparsifier.check_cache(past)
+        return past
+    if past is None or (type(past) is DynamicCache and past.get_seq_length() == 0 and not past.offloading):
+        return sparsifier.new_cache(inputs_embeds)
+    raise ValueError(
+        f"past_key_values is a {type(past).__name__}: an attached model takes None, an empty DynamicCache, or the cache "
+        "that it returned itself (no static, quantized or offloaded cache, and none filled by a dense model)"
+    )
+
+
+def _prompt_state(sparsifier: Sparsifier, past: Any, inputs_embeds: Tensor) -> PromptState:
+    """Return what a run without cache remembers; at its first call everything is prompt."""
+    if isinstance(past, PromptState):
+        return past
+    if past is None or past.get_seq_length() == 0:
+        return PromptState(inputs_embeds.shape[1], sparsifier.new_report(inputs_embeds))
+    raise ValueError(
+        "past_key_values holds keys but use_cache is False: pass use_cache=True or no past_key_values"
+    )
+
+
+def _run(
+    language_model: nn.Module,
+    layers: Iterable[nn.Module],
+    tokens: Tokens,
+    cache: SparseCache | None,
+    kwargs: dict[str, Any],
+) -> Tensor:
+    """Run stock layers on ``tokens``; masks and rotary embeddings are made once for all of them."""
+    hidden_BNC = tokens.hidden_BNC
+    attention = language_model.config._attn_implementation
+    mask = masks.for_attention(tokens.visible, hidden_BNC.shape[1], hidden_BNC, attention)
+    if "policy_BN" in tokens.extra:
+        mask = tokens.visible
+    rotary = language_model.rotary_emb(hidden_BNC, position_ids=tokens.position_ids)
+    for layer in layers:
+        hidden_BNC = layer(
+            hidden_BNC,
+            attention_mask=mask,
+            position_embeddings=rotary,
+            position_ids=tokens.position_ids,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            **tokens.extra,
+            **kwargs,
+        )
+    return hidden_BNC

@@ -1,0 +1,91 @@
+"""Who sees whom: bool visibility, and its form for the attention implementations.
+
+Legend: B batch, N tokens, Q queries, S keys.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def causal(length: int, device: torch.device) -> Tensor:
+    """Return a bool ``[N, N]``: each token sees itself and those before it."""
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril()
+
+
+def with_diagonal(visible: Tensor) -> Tensor:
+    """Let every query see itself, so that no row of the softmax is empty; ``visible`` is ``[..., N, N]``."""
+    return visible | torch.eye(visible.shape[-1], dtype=torch.bool, device=visible.device)
+
+
+def visibility(attention_mask: Tensor | None, length: int, device: torch.device) -> Tensor:
+    """Return who sees whom in a full-length pass.
+
+    Parameters
+    ----------
+    attention_mask
+        None, ``[B, N]`` (1 = token, 0 = padding) or a bool ``[B, 1, N, N]`` that is used as it is.
+    length
+        Number of tokens N.
+    device
+        Where the result is made.
+
+    Returns
+    -------
+    Tensor
+        Bool ``[B or 1, 1, N, N]``, True on the diagonal.
+    """
+    if attention_mask is None:
+        return causal(length, device)[None, None]
+    if attention_mask.ndim == 4:
+        if attention_mask.dtype != torch.bool or attention_mask.shape[-2:] != (length, length):
+            raise ValueError(
+                f"attention_mask is {attention_mask.dtype} {tuple(attention_mask.shape)}: a 4-D mask must be bool "
+                f"[batch, 1, {length}, {length}], True where a query sees a key"
+            )
+        return with_diagonal(attention_mask)
+    return with_diagonal(causal(length, device) & attention_mask.bool()[:, None, None, :])
+
+
+def token_mask(attention_mask: Tensor | None, length: int) -> Tensor | None:
+    """Return which of the last ``length`` columns are tokens: bool ``[B, N]``, or None where all are.
+
+    Raises
+    ------
+    ValueError
+        If the mask is not 2-D: dropping tokens needs to know them, not who sees whom.
+    """
+    if attention_mask is None:
+        return None
+    if attention_mask.ndim != 2:
+        raise ValueError(
+            f"attention_mask has {attention_mask.ndim} dimensions: a model that drops tokens takes a 2-D mask "
+            "[batch, tokens] (4-D masks only with answer_mask, and no static cache)"
+        )
+    valid_BN = attention_mask[:, -length:].bool()
+    return None if bool(valid_BN.all()) else valid_BN
+
+
+def for_attention(visible: Tensor | None, queries: int, like: Tensor, implementation: str) -> Tensor | None:
+    """Turn visibility into what an attention implementation takes.
+
+    Parameters
+    ----------
+    visible
+        Bool ``[B or 1, 1, Q, S]``; None stands for plain causal attention over ``queries`` keys (or one query
+        that sees all keys).
+    queries
+        Number of queries Q.
+    like
+        A tensor of the dtype and device wanted.
+    implementation
+        ``"sdpa"`` takes bool masks and None, ``"eager"`` an additive mask.
+    """
+    if implementation == "sdpa":
+        return visible
+    if visible is None:
+        if queries == 1:
+            return None
+        visible = causal(queries, like.device)[None, None]
+    return torch.zeros_like(visible, dtype=like.dtype).masked_fill_(~visible, torch.finfo(like.dtype).min)

@@ -1,0 +1,36 @@
+"""What a method of dropping tokens must answer.
+
+Legend: B batch, K pictures, I image tokens, N tokens, C channels.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+from dynamic_llava.selection import keep_count, top_k_mask
+
+
+class Policy(ABC):
+    """Score image tokens and decide on output tokens; a new method overrides these two."""
+
+    @abstractmethod
+    def score(self, hidden_KIC: Tensor) -> Tensor:
+        """Return scores ``[K, I]`` of the image tokens of each picture; the highest are kept."""
+
+    @abstractmethod
+    def keep(self, hidden_BNC: Tensor, ordinal_BN: Tensor) -> Tensor:
+        """Return a bool ``[B, N]``: does this output token stay in the K/V cache?
+
+        ``ordinal_BN`` is its index within its answer; 0 is the first generated token.
+        """
+
+    def train_image_mask(self, hidden_KIC: Tensor, rate: float, tau: float) -> Tensor:
+        """Return the 0/1 mask ``[K, I]`` that training weighs keys with; without parameters, the decision itself."""
+        scores_KI = self.score(hidden_KIC)
+        return top_k_mask(scores_KI, keep_count(scores_KI.shape[1], rate)).to(hidden_KIC.dtype)
+
+    def train_text_mask(self, hidden_BNC: Tensor, ordinal_BN: Tensor, tau: float) -> Tensor:
+        """Return the 0/1 mask ``[B, N]`` that training weighs keys with; without parameters, the decision itself."""
+        return self.keep(hidden_BNC, ordinal_BN).to(hidden_BNC.dtype)

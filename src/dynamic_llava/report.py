@@ -1,0 +1,177 @@
+"""What a call kept and what that saved. A report only observes: no computation depends on it.
+
+Legend: B batch, K pictures, I image tokens, N tokens, T output tokens fed back.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dynamic_llava import flops
+from dynamic_llava.config import SparsityConfig
+
+if TYPE_CHECKING:
+    from dynamic_llava.cache import Stage
+
+
+@dataclass(frozen=True)
+class Step:
+    """One pass: queries in dense layers, queries in sparse layers, and tokens that the sparse layers then hold."""
+
+    dense_B: Tensor
+    sparse_B: Tensor
+    held_B: Tensor
+    is_decode: bool = False
+
+
+class Report:
+    """The record of one call, or of all calls that share a cache.
+
+    Parameters
+    ----------
+    config
+        Settings of the sparsifier when the record began.
+    shape
+        Sizes of the decoder.
+    element_size
+        Bytes of one number in the K/V cache.
+    stages
+        Lengths of the dense and the sparse stage of the cache; empty without a cache.
+
+    Attributes
+    ----------
+    image_mask_BI, text_mask_BN
+        Masks of a training pass, with their gradients: image tokens by picture, and all tokens, where those that
+        no policy decided on are 1. None in every other pass.
+    """
+
+    def __init__(
+        self,
+        config: SparsityConfig,
+        shape: flops.DecoderShape,
+        element_size: int,
+        stages: tuple[Stage, ...] = (),
+    ) -> None:
+        self.config = config
+        self.shape = shape
+        self.element_size = element_size
+        self.stages = stages
+        self.image_mask_BI: Tensor | None = None
+        self.text_mask_BN: Tensor | None = None
+        self.answer_mask_BN: Tensor | None = None
+        self.image_flags: list[list[Tensor]] = []
+        self.text_steps: list[tuple[Tensor, Tensor]] = []
+        self.steps: list[Step] = []
+        self._started = time.perf_counter()
+        self._first_ended = self._ended = self._started
+
+    def add_step(self, step: Step) -> None:
+        """Record a finished pass."""
+        self.steps.append(step)
+        self._ended = time.perf_counter()
+        if len(self.steps) == 1:
+            self._first_ended = self._ended
+
+    def add_images(self, rows_K: list[int], batch: int, kept_KI: Tensor) -> None:
+        """Record which image tokens of each picture stay; picture k belongs to row ``rows_K[k]``."""
+        self.image_flags = self.image_flags or [[] for _ in range(batch)]
+        for row, kept_I in zip(rows_K, kept_KI, strict=True):
+            self.image_flags[row].append(kept_I)
+
+    def add_text(self, kept_BT: Tensor, valid_BT: Tensor | None = None) -> None:
+        """Record decisions on output tokens; ``valid_BT`` tells them from padding."""
+        valid_BT = torch.ones_like(kept_BT) if valid_BT is None else valid_BT
+        self.text_steps.append((kept_BT, valid_BT))
+
+    def select_rows(self, index: Tensor) -> None:
+        """Follow the cache when its rows are reordered, repeated or removed."""
+        if self.image_flags:
+            self.image_flags = [list(self.image_flags[row]) for row in index.tolist()]
+        self.text_steps = [(kept[index], valid[index]) for kept, valid in self.text_steps]
+        self.steps = [
+            Step(s.dense_B[index], s.sparse_B[index], s.held_B[index], s.is_decode) for s in self.steps
+        ]
+
+    @property
+    def image_kept(self) -> list[Tensor]:
+        """Per row, ascending int64 indices of the kept ones among that row's image tokens."""
+        none = torch.zeros(0, dtype=torch.long)
+        rows = self.image_flags or [[] for _ in range(self._batch)]
+        return [torch.cat(flags).nonzero()[:, 0] if flags else none for flags in rows]
+
+    @property
+    def text_kept(self) -> list[Tensor]:
+        """Per row, the bool decision on each generated token that was fed back."""
+        if not self.text_steps:
+            return [torch.zeros(0, dtype=torch.bool) for _ in range(self._batch)]
+        kept_BT = torch.cat([kept for kept, _ in self.text_steps], dim=1)
+        valid_BT = torch.cat([valid for _, valid in self.text_steps], dim=1)
+        return [kept[valid] for kept, valid in zip(kept_BT, valid_BT, strict=True)]
+
+    @property
+    def kv_lengths(self) -> Tensor:
+        """Tokens held in the cache now, int64 ``[layers, rows]``; 0 without a cache."""
+        if not self.stages:
+            return torch.zeros(self.shape.layers, self._batch, dtype=torch.long)
+        dense_B, sparse_B = (stage.tokens_B().cpu() for stage in self.stages)
+        split = self.config.layer
+        return torch.stack([dense_B] * split + [sparse_B] * (self.shape.layers - split))
+
+    def summary(self) -> dict[str, float]:
+        """Return plain numbers, summed over the rows.
+
+        ``*_dense`` is what the model without sparsifier holds or computes for the same tokens; ``prefill_flops`` are
+        those of the first pass, predictors included. Decisions on output tokens are those of ``text_kept``.
+        """
+        bytes_per_token = self.shape.kv_bytes_per_token(self.element_size)
+        lengths = self.kv_lengths
+        prefill, prefill_dense = self._flops(self.steps[:1])
+        total, total_dense = self._flops(self.steps)
+        return {
+            "image_tokens": sum(len(flag) for flags in self.image_flags for flag in flags),
+            "image_tokens_kept": sum(len(kept) for kept in self.image_kept),
+            "output_tokens": sum(len(kept) for kept in self.text_kept),
+            "output_tokens_kept": sum(int(kept.sum()) for kept in self.text_kept),
+            "kv_bytes": bytes_per_token * int(lengths.sum()),
+            "kv_bytes_dense": bytes_per_token * self.shape.layers * int(lengths[0].sum()),
+            "prefill_flops": prefill,
+            "prefill_flops_dense": prefill_dense,
+            "decode_flops": total - prefill,
+            "decode_flops_dense": total_dense - prefill_dense,
+            "prefill_seconds": self._first_ended - self._started,
+            "seconds": self._ended - self._started,
+        }
+
+    @property
+    def _batch(self) -> int:
+        return len(self.steps[0].dense_B) if self.steps else 0
+
+    def _flops(self, steps: list[Step]) -> tuple[float, float]:
+        """FLOPs of ``steps``, sparse (with predictors) and dense."""
+        shape, split, sparse, dense = self.shape, self.config.layer, 0.0, 0.0
+        held_dense = held_sparse = torch.zeros(self._batch, dtype=torch.long)
+        for number, step in enumerate(steps):
+            queries, kept, held = step.dense_B.cpu(), step.sparse_B.cpu(), step.held_B.cpu()
+            if not self.stages:
+                held_dense, held_sparse = torch.zeros_like(queries), torch.zeros_like(queries)
+            for q, k, past, past_sparse in zip(
+                queries.tolist(), kept.tolist(), held_dense.tolist(), held_sparse.tolist(), strict=True
+            ):
+                one_layer = shape.layer_flops(q, past + q)
+                dense += shape.layers * one_layer
+                sparse += split * one_layer + (shape.layers - split) * shape.layer_flops(k, past_sparse + k)
+            held_dense, held_sparse = held_dense + queries, held_sparse + held
+            if number == 0:
+                sparse += self._image_predictor_flops()
+        return sparse, dense + 0.0
+
+    def _image_predictor_flops(self) -> float:
+        if self.config.image_policy != "learned" or not self.config.sparsify_image:
+            return 0.0
+        sizes = [len(flag) for flags in self.image_flags for flag in flags]
+        return sum(flops.image_predictor_flops(self.config, self.shape.hidden, size) for size in sizes)

@@ -1,0 +1,109 @@
+"""Selecting tokens: top-k, straight-through Gumbel, right-alignment, and the softmax that ignores dropped keys.
+
+Legend: B batch, K pictures, I image tokens, N tokens, L kept tokens (padded), H heads, D head size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def keep_count(tokens: int, rate: float) -> int:
+    """Return how many of ``tokens`` a keep rate leaves: the product truncated, at least one (official code)."""
+    return max(1, int(tokens * rate))
+
+
+def top_k_mask(scores_KI: Tensor, count: int) -> Tensor:
+    """Return a bool mask ``[K, I]`` of the ``count`` best-scored tokens of each picture."""
+    best = scores_KI.topk(count, dim=-1).indices
+    return torch.zeros_like(scores_KI, dtype=torch.bool).scatter_(-1, best, True)
+
+
+def exponential_noise(logits: Tensor) -> Tensor:
+    """Draw Exp(1) noise in the shape of ``logits``; its negative logarithm is Gumbel noise."""
+    return torch.empty_like(logits).exponential_()
+
+
+def straight_through(logits: Tensor, tau: float) -> Tensor:
+    """Sample hard keep masks whose gradient is that of the soft ones (paper, eq. 5).
+
+    Parameters
+    ----------
+    logits
+        ``[..., 2]``, channel 0 means keep.
+    tau
+        Temperature of the Gumbel softmax, greater than 0.
+
+    Returns
+    -------
+    Tensor
+        ``[...]``, exactly 0 or 1, in the dtype of ``logits``.
+    """
+    soft = ((logits.log_softmax(-1) - exponential_noise(logits).log()) / tau).softmax(-1)
+    keep = soft[..., 0]
+    hard = (soft.argmax(-1) == 0).to(keep.dtype)
+    return hard + (keep - keep.detach())
+
+
+def right_align(keep_BN: Tensor) -> tuple[Tensor, Tensor]:
+    """Return where the kept tokens of each row lie, aligned to the right.
+
+    Parameters
+    ----------
+    keep_BN
+        Bool; the rows may keep different numbers of tokens.
+
+    Returns
+    -------
+    index_BL, valid_BL
+        Source position of each kept token in its original order (int64), and which of these columns are tokens
+        and not padding (bool). L is the longest row's count.
+    """
+    length = int(keep_BN.sum(-1).max())
+    order_BN = keep_BN.to(torch.uint8).argsort(dim=-1, stable=True)
+    index_BL = order_BN[:, order_BN.shape[1] - length :]
+    return index_BL, keep_BN.gather(1, index_BL)
+
+
+def gather_tokens(x_BNC: Tensor, index_BL: Tensor) -> Tensor:
+    """Return ``x_BNC`` at ``index_BL``: ``[B, L, C]``."""
+    return x_BNC.gather(1, index_BL[..., None].expand(-1, -1, x_BNC.shape[-1]))
+
+
+def masked_softmax(scores_BHNN: Tensor, policy_BN: Tensor, eps: float = 0.0) -> Tensor:
+    """Softmax over keys weighted by a policy; a query always sees its own key (paper, eq. 6).
+
+    ``W = (E + eps/N) / (sum E + eps)`` with ``E = exp(S - max) * P`` and ``P_ij = policy_j``, but 1 where i = j.
+    This is the definition; :func:`~dynamic_llava.attention.masked_attention` is the fast form without eps.
+
+    Parameters
+    ----------
+    scores_BHNN
+        Attention scores, ``-inf`` where a key is not visible.
+    policy_BN
+        Weight of each key in [0, 1].
+    eps
+        0 by default: hidden and dropped keys weigh exactly nothing. The official code uses 1e-6, with which every
+        key, also a future one, weighs at least eps/N.
+
+    Returns
+    -------
+    Tensor
+        Weights, float32, rows sum to 1.
+    """
+    scores, tokens = scores_BHNN.float(), scores_BHNN.shape[-1]
+    own_NN = torch.eye(tokens, dtype=torch.bool, device=scores.device)
+    policy_B1NN = torch.where(own_NN, 1.0, policy_BN.float()[:, None, None, :])
+    if eps > 0:
+        weighted = (scores - scores.amax(-1, keepdim=True)).exp() * policy_B1NN
+        return (weighted + eps / tokens) / (weighted.sum(-1, keepdim=True) + eps)
+    # The maximum over kept keys keeps the sum >= 1; the clamp only bounds the gradient of a dropped, dominant key.
+    highest = scores.masked_fill(policy_B1NN == 0, -torch.inf).amax(-1, keepdim=True)
+    weighted = (scores - highest).clamp(max=MAX_DROPPED).exp() * policy_B1NN
+    return weighted / weighted.sum(-1, keepdim=True)
+
+
+MAX_DROPPED = (
+    13.8  # about -log(1e-6): the bound that the official eps puts on the weight a dropped key would have
+)
