@@ -76,11 +76,11 @@ class VisionStage(Stage):
             batches.append(vision.scene_batch(indices, self.processor))
         if samples := self.stream.easy_vqa(step):
             batches.append(vision.easy_vqa_batch(samples, self.processor))
-        pixel_values, labels_BI3 = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        pixel_values, labels_BI4 = (torch.cat(parts) for parts in zip(*batches, strict=True))
         logits = self.heads(vision.patch_features(self.model, pixel_values))
-        loss = vision.loss(logits, labels_BI3)
+        loss = vision.loss(logits, labels_BI4)
         loss.backward()
-        return {"loss": loss.item(), "accuracy": vision.accuracy(logits, labels_BI3)}
+        return {"loss": loss.item(), "accuracy": vision.accuracy(logits, labels_BI4)}
 
 
 class DenseStage(Stage):
