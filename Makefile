@@ -47,7 +47,7 @@ wheel: install ## Build the wheel into dist/
 wheel-check: wheel ## Install the wheel in an empty environment and run the demo there
 	PYTHON=$(BIN)/python bash .ci/wheel-check
 
-train-nano: dev ## Train the bundled model again, three stages into runs/ (hours)
+train-nano: dev ## Train the bundled model again, three stages into runs/ (about an hour)
 	$(BIN)/dynamic-llava train recipes/nano-vision.yaml
 	$(BIN)/dynamic-llava train recipes/nano-dense.yaml
 	$(BIN)/dynamic-llava train recipes/nano-dynamic.yaml
