@@ -35,6 +35,10 @@ class Stage:
     """
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all tokens and the number of rows."""
         self.length_B = torch.zeros(0, dtype=torch.long)
         self.valid_BS = torch.zeros(0, 0, dtype=torch.bool)
         self.used = 0
@@ -88,7 +92,7 @@ class Stage:
             new_B1S = new_B1S & valid_BQ.gather(1, offset_BS.clamp(0, queries - 1))[:, None]
         offset_B1S, column_Q1 = offset_BS[:, None], column_Q[:, None]
         visible_BQS = self.valid_BS[:, None, : self.used] | (new_B1S & (offset_B1S <= column_Q1))
-        return (visible_BQS | (offset_B1S == column_Q1))[:, None]
+        return visible_BQS[:, None]
 
     def extend(self, valid_BQ: Tensor | None) -> None:
         """End a pass whose tokens all stay; padding becomes invalid slots."""
@@ -169,6 +173,11 @@ class SparseLayer(CacheLayerMixin):
         """Return -1: the storage grows."""
         return -1
 
+    def reset(self) -> None:
+        """Free the storage."""
+        self.keys = self.values = None
+        self.is_initialized = False
+
     def select_rows(self, index: Tensor) -> None:
         """Take rows by index, for beam search."""
         if self.is_initialized:
@@ -204,11 +213,12 @@ class SparseCache(Cache):
         The record of all calls that use this cache.
     """
 
-    def __init__(self, num_layers: int, split: int) -> None:
+    def __init__(self, num_layers: int, split: int, report: Report) -> None:
         self.dense, self.sparse = Stage(), Stage()
         self.split = split
         self.answered = 0  # output tokens fed back since the last prompt
-        self.report: Report | None = None
+        self.report = report
+        report.stages = (self.dense, self.sparse)
         super().__init__(
             layers=[SparseLayer(self.dense if i < split else self.sparse) for i in range(num_layers)]
         )
@@ -231,8 +241,11 @@ class SparseCache(Cache):
         self._select_rows(indices)
 
     def reset(self) -> None:
-        """Forget all tokens."""
-        self.__init__(len(self.layers), self.split)  # type: ignore[misc]
+        """Forget all tokens and begin a new report."""
+        for part in (self.dense, self.sparse, *self.layers):
+            part.reset()
+        self.answered = 0
+        self.report = self.report.fresh()
 
     def crop(self, tokens_to_remove: int) -> NoReturn:
         """Refuse: a dropped token cannot be given back, so assisted decoding cannot roll back."""
@@ -243,5 +256,4 @@ class SparseCache(Cache):
     def _select_rows(self, index: Tensor) -> None:
         for part in (self.dense, self.sparse, *self.layers):
             part.select_rows(index)
-        if self.report is not None:
-            self.report.select_rows(index)
+        self.report.select_rows(index)

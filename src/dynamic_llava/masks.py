@@ -34,7 +34,7 @@ def visibility(attention_mask: Tensor | None, length: int, device: torch.device)
     Returns
     -------
     Tensor
-        Bool ``[B or 1, 1, N, N]``, True on the diagonal.
+        Bool ``[B or 1, 1, N, N]``; a padding token may see nothing.
     """
     if attention_mask is None:
         return causal(length, device)[None, None]
@@ -44,8 +44,8 @@ def visibility(attention_mask: Tensor | None, length: int, device: torch.device)
                 f"attention_mask is {attention_mask.dtype} {tuple(attention_mask.shape)}: a 4-D mask must be bool "
                 f"[batch, 1, {length}, {length}], True where a query sees a key"
             )
-        return with_diagonal(attention_mask)
-    return with_diagonal(causal(length, device) & attention_mask.bool()[:, None, None, :])
+        return attention_mask
+    return causal(length, device) & attention_mask.bool()[:, None, None, :]
 
 
 def token_mask(attention_mask: Tensor | None, length: int) -> Tensor | None:

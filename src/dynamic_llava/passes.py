@@ -240,7 +240,7 @@ class MaskedPass(Pass):
             raise ValueError(
                 f"answer_mask is {tuple(self.answer_mask_BN.shape)}: it must be [batch, tokens] = {(batch, length)}"
             )
-        self.visible = masks.visibility(self.attention_mask, length, hidden_BNC.device)
+        self.visible = masks.with_diagonal(masks.visibility(self.attention_mask, length, hidden_BNC.device))
         return self.visible
 
     def select(self, tokens: Tokens) -> Tokens:

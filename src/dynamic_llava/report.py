@@ -70,6 +70,10 @@ class Report:
         self._started = time.perf_counter()
         self._first_ended = self._ended = self._started
 
+    def fresh(self) -> Report:
+        """Return an empty report of the same settings and cache."""
+        return Report(self.config, self.shape, self.element_size, self.stages)
+
     def add_step(self, step: Step) -> None:
         """Record a finished pass."""
         self.steps.append(step)

@@ -245,10 +245,7 @@ class Sparsifier(nn.Module):
 
     def new_cache(self, like: Tensor) -> SparseCache:
         """Return an empty cache with its report."""
-        cache = SparseCache(self._attached.shape.layers, self.config.layer)
-        cache.report = self.new_report(like)
-        cache.report.stages = (cache.dense, cache.sparse)
-        return cache
+        return SparseCache(self._attached.shape.layers, self.config.layer, self.new_report(like))
 
     def check_cache(self, cache: SparseCache) -> None:
         """Raise ``ValueError`` if ``cache`` was filled with another layer l or by another decoder."""
