@@ -38,7 +38,7 @@ class _Interrupted(Exception):
 
 
 def test_resumed_run_equals_unbroken_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = run.train(_recipe(tmp_path, "whole"))
+    whole = run.train(_recipe(tmp_path, "whole")).parent
     broken = _recipe(tmp_path, "broken")
     step = run._step
 
@@ -51,7 +51,7 @@ def test_resumed_run_equals_unbroken_run(tmp_path: Path, monkeypatch: pytest.Mon
         patch.setattr(run, "_step", stop_at_three)
         with pytest.raises(_Interrupted):
             run.train(broken)
-    resumed = run.train(broken, resume=True)
+    resumed = run.train(broken, resume=True).parent
     assert _losses(resumed) == _losses(whole)
     ours, theirs = (torch.load(folder / run.CHECKPOINT) for folder in (resumed, whole))
     assert ours["step"] == theirs["step"] == 4

@@ -18,9 +18,9 @@ class Recipe(BaseModel):
 
     stage: Literal["vision", "dense", "dynamic"]
     output: Path
-    """Folder for the checkpoint, the log and the finished model."""
+    """Folder for the checkpoint, the log and, in ``model/``, the finished model."""
     init: Path | None = None
-    """Finished model of the stage before; none for the first."""
+    """Folder of the model to start from; none for the first stage."""
     seed: int = 0
     steps: int = Field(gt=0)
     scenes_per_step: int = Field(ge=0)

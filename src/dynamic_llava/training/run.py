@@ -18,6 +18,7 @@ from dynamic_llava.training.stages import STAGES, Metrics, Stage
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
+MODEL = "model"
 
 
 def train(recipe_path: Path, resume: bool = False) -> Path:
@@ -65,8 +66,8 @@ def train(recipe_path: Path, resume: bool = False) -> Path:
             progress.update(bar, advance=1, shown="  ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
             if (step + 1) % recipe.save_every == 0:
                 _checkpoint(checkpoint, stage, optimizers, step + 1)
-    stage.save(recipe.output)
-    return recipe.output
+    stage.save(recipe.output / MODEL)
+    return recipe.output / MODEL
 
 
 def _step(recipe: Recipe, stage: Stage, optimizers: list[torch.optim.Optimizer], step: int) -> Metrics:
