@@ -27,6 +27,8 @@ class Recipe(BaseModel):
     easy_vqa_per_step: int = Field(ge=0)
     learning_rate: float = Field(gt=0)
     """Peak rate of the model's parameters; warm-up, then cosine to zero."""
+    matrix_learning_rate: float = Field(default=2e-3, gt=0)
+    """Peak rate of the matrices that Muon trains, on AdamW's scale (match_rms_adamw)."""
     predictor_learning_rate: float = Field(default=1e-3, gt=0)
     warmup: float = Field(default=0.03, ge=0, lt=1)
     """Share of the steps that warm up."""

@@ -116,7 +116,7 @@ def _optimizers(recipe: Recipe, stage: Stage) -> list[torch.optim.Optimizer]:
         torch.optim.AdamW(adam_groups, betas=(0.9, 0.95), weight_decay=recipe.weight_decay)
     ]
     if matrices:
-        group = {"params": matrices, "peak_lr": recipe.learning_rate}
+        group = {"params": matrices, "peak_lr": recipe.matrix_learning_rate}
         optimizers.append(
             torch.optim.Muon(
                 [group],
