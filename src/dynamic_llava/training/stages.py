@@ -14,6 +14,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from dynamic_llava import checkpoints
 from dynamic_llava.config import SparsityConfig
+from dynamic_llava.report import Report
 from dynamic_llava.sparsifier import Sparsifier
 from dynamic_llava.training import nano, vision
 from dynamic_llava.training.packing import IGNORE, Batch, Packer
@@ -115,7 +116,8 @@ class DynamicStage(Stage):
         self.packer = Packer(processor, recipe.short_answer_weight)
         torch.manual_seed(recipe.seed)
         self.sparsifier = Sparsifier(
-            SparsityConfig(**(recipe.sparsity or {})), hidden_size=model.get_input_embeddings().embedding_dim
+            SparsityConfig(**(recipe.sparsity or {})),
+            hidden_size=cast(nn.Embedding, model.get_input_embeddings()).embedding_dim,
         )
         self.sparsifier.attach(model)
         model.model.vision_tower.requires_grad_(recipe.train_vision_tower)
@@ -138,10 +140,10 @@ class DynamicStage(Stage):
             (loss + self.sparsifier.config.ratio_weight * ratio).backward()
             metrics["loss"] += loss.item()
             metrics["ratio_loss"] += ratio.item()
-            report = self.sparsifier.report
-            kept["image_kept"].append(report.image_mask_BI.detach().flatten())
+            report = cast(Report, self.sparsifier.report)
+            kept["image_kept"].append(cast(Tensor, report.image_mask_BI).detach().flatten())
             if batch.answer_mask_BN.any():
-                kept["text_kept"].append(report.text_mask_BN.detach()[batch.answer_mask_BN])
+                kept["text_kept"].append(cast(Tensor, report.text_mask_BN).detach()[batch.answer_mask_BN])
         metrics |= {name: torch.cat(masks).mean().item() for name, masks in kept.items() if masks}
         return metrics | {"tau": self.sparsifier.tau}
 
@@ -154,8 +156,9 @@ STAGES: dict[str, type[VisionStage] | type[DenseStage] | type[DynamicStage]] = {
 
 
 def _load(recipe: Recipe) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    model, processor = checkpoints.load(recipe.init, dtype=torch.float32)
-    return model, cast(LlavaProcessor, processor)
+    """Load the model to start from; the recipe has made sure that it names one."""
+    model, processor = checkpoints.load(cast(Path, recipe.init), dtype=torch.float32)
+    return cast(LlavaForConditionalGeneration, model), cast(LlavaProcessor, processor)
 
 
 def _inputs(batch: Batch) -> dict[str, Tensor | bool]:
