@@ -115,10 +115,8 @@ class DynamicStage(Stage):
         super().__init__(recipe, model, processor)
         self.packer = Packer(processor, recipe.short_answer_weight)
         torch.manual_seed(recipe.seed)
-        self.sparsifier = Sparsifier(
-            SparsityConfig(**(recipe.sparsity or {})),
-            hidden_size=cast(nn.Embedding, model.get_input_embeddings()).embedding_dim,
-        )
+        hidden_size = cast(nn.Embedding, model.get_input_embeddings()).embedding_dim
+        self.sparsifier = Sparsifier(SparsityConfig(**(recipe.sparsity or {})), hidden_size)
         self.sparsifier.attach(model)
         model.model.vision_tower.requires_grad_(recipe.train_vision_tower)
         model.train()
