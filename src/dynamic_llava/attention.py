@@ -1,6 +1,7 @@
 """Attention with policy-weighted keys, for the masked pass of training.
 
-The stock layers call it through transformers' ``AttentionInterface``; without a policy they get the stock function.
+The stock layers call it through transformers' ``AttentionInterface``; without a policy they get the stock
+function.
 
 Legend: B batch, N tokens, H heads, G key/value heads, D head size.
 """
@@ -23,12 +24,13 @@ STOCK_ATTENTION = {"sdpa": sdpa_attention_forward, "eager": eager_attention_forw
 class _MaskedAttention(torch.autograd.Function):
     """``masked_softmax(q k^T) v`` without ever storing more than one N x N tensor.
 
-    The policy scales columns and its own-key exemption touches only the diagonal, so both fold into the keys and
-    values. With R = exp(S - max) / sum, W = R * P and G = R * (dW - rowsum(dW * W)): dS = G * P and dP = G.
+    The policy scales columns and its own-key exemption touches only the diagonal, so both fold into the keys
+    and values. With R = exp(S - max) / sum, W = R * P and G = R * (dW - rowsum(dW * W)): dS = G * P and dP =
+    G.
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         q_BHND: Tensor,
         k_BHND: Tensor,
@@ -51,7 +53,7 @@ class _MaskedAttention(torch.autograd.Function):
         return out.to(v_BHND.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad_BHND: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_BHND: Tensor) -> tuple[Tensor | None, ...]:
         q_BHND, k_BHND, v_BHND, policy_BN, ratio, out = ctx.saved_tensors
         q, k, v, policy = q_BHND.float(), k_BHND.float(), v_BHND.float(), policy_BN.float()[:, None, :, None]
         exempt = 1 - policy
@@ -99,7 +101,7 @@ def _policy_attention(stock: Any) -> Any:
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        attention_mask: Tensor | None,
+        attention_mask: Any,
         policy_BN: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:

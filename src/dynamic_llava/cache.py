@@ -1,15 +1,15 @@
 """A K/V cache with two row lengths and an overwritten slot.
 
 All layers < l share one set of row lengths, all layers >= l another. A decoded token is written at slot
-``length[row]`` and attends to the valid slots and itself; then the length grows only if the token is kept, so a
-dropped token is overwritten by the next. No concatenation, no loop over rows.
+``length[row]`` and attends to the valid slots and itself; then the length grows only if the token is kept, so
+a dropped token is overwritten by the next. No concatenation, no loop over rows.
 
 Legend: B batch, Q new tokens, S slots, H heads, D head size.
 """
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -70,8 +70,8 @@ class Stage:
         Returns
         -------
         Tensor or None
-            Bool ``[B, 1, Q, S]`` over the slots that ``update`` returns; None stands for causal attention in an empty
-            cache, or for a single query that sees every slot.
+            Bool ``[B, 1, Q, S]`` over the slots that ``update`` returns; None stands for causal attention in
+            an empty cache, or for a single query that sees every slot.
         """
         if not self.length_B.numel():
             self.length_B = torch.zeros(batch, dtype=torch.long, device=device)
@@ -134,6 +134,9 @@ class Stage:
 
 class SparseLayer(CacheLayerMixin):
     """Keys and values of one layer, ``[B, H, S, D]``, laid out by its stage."""
+
+    keys: Any
+    values: Any
 
     def __init__(self, stage: Stage) -> None:
         super().__init__()
@@ -219,6 +222,7 @@ class SparseCache(Cache):
         self.answered = 0  # output tokens fed back since the last prompt
         self.report = report
         report.stages = (self.dense, self.sparse)
+        self.layers: Any  # every one a SparseLayer
         super().__init__(
             layers=[SparseLayer(self.dense if i < split else self.sparse) for i in range(num_layers)]
         )

@@ -1,4 +1,4 @@
-"""Loading and saving: a stock transformers folder, with the sparsifier's two files beside where there is one."""
+"""Loading and saving: a stock transformers folder, with the sparsifier's two files beside."""
 
 from __future__ import annotations
 
@@ -60,11 +60,13 @@ def load_model(
     source
         A folder, a hub id, or ``"nano"``, the model that comes with this package.
     dtype
-        Such as ``torch.bfloat16`` or ``"bfloat16"``. None means float32 on CPU and the checkpoint's own elsewhere.
+        Such as ``torch.bfloat16`` or ``"bfloat16"``. None means float32 on CPU and the checkpoint's own
+        elsewhere.
     device
         None means CPU.
     vision_tower
-        For formats that keep the tower elsewhere; a transformers LLaVA holds its own, so anything but None is refused.
+        For formats that keep the tower elsewhere; a transformers LLaVA holds its own, so anything but None is
+        refused.
 
     Raises
     ------
@@ -78,14 +80,16 @@ def load_model(
     if vision_tower is not None:
         raise ValueError(f"vision_tower was given, but {folder} holds its own vision tower: leave it out")
     device = torch.device(device or "cpu")
-    model = _load_stock(folder, _dtype(dtype, device)).to(device).eval()
+    model = _load_stock(folder, _dtype(dtype, device))
+    model.to(device)  # type: ignore[arg-type]  # transformers' own wrapper hides the signature
+    model.eval()
     if (folder / CONFIG_FILE).exists() or (folder / WEIGHTS_FILE).exists():
         Sparsifier.from_pretrained(folder).attach(model)
     return model
 
 
 def save(model: PreTrainedModel, processor: ProcessorMixin | None, folder: str | Path) -> None:
-    """Write model, processor and attached sparsifier as one checkpoint; ``folder`` appears, or is replaced, at once.
+    """Write model, processor and attached sparsifier as one checkpoint, all at once.
 
     Raises
     ------
@@ -125,13 +129,13 @@ def resolve(source: str | Path) -> Path:
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
-    is_hub_id = isinstance(source, str) and source.count("/") == 1 and source[0] not in "./~"
-    if not is_hub_id:
+    hub_id = str(source)
+    if isinstance(source, Path) or hub_id.count("/") != 1 or hub_id[0] in "./~":
         raise FileNotFoundError(
             f"{source}: no such checkpoint; give a folder, a hub id (owner/name), or nano"
         )
     try:
-        return Path(snapshot_download(source, allow_patterns=HUB_FILES))
+        return Path(snapshot_download(hub_id, allow_patterns=HUB_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = _first_line(error)
         raise FileNotFoundError(
@@ -158,11 +162,12 @@ def _check_format(folder: Path) -> None:
 def _load_stock(folder: Path, dtype: torch.dtype | str) -> PreTrainedModel:
     try:
         with _quiet():
-            model, info = LlavaForConditionalGeneration.from_pretrained(
+            loaded: Any = LlavaForConditionalGeneration.from_pretrained(
                 folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
             )
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         raise ValueError(f"{folder}: the model cannot be read: {_first_line(error)}") from error
+    model, info = loaded
     for problem in ("missing", "mismatched", "unexpected"):
         tensors = info[f"{problem}_keys"]
         if tensors:
@@ -175,7 +180,7 @@ def _load_stock(folder: Path, dtype: torch.dtype | str) -> PreTrainedModel:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back transformers' own table of wrong tensors and its progress bar: the error says it in one line."""
+    """Hold back transformers' table of wrong tensors and its progress bar: the error says it in a line."""
     verbosity, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -21,7 +21,8 @@ class SparsityConfig:
     image_keep_rate
         Share of image tokens kept, in (0, 1]: ``int(n * rate)``, at least one, of each picture.
     text_keep_rate
-        Share of output tokens kept that training aims at and that policies without a predictor use, in (0, 1].
+        Share of output tokens kept that training aims at and that policies without a predictor use, in (0,
+        1].
     prompt_keep_rate
         The same for prompt tokens; only meaningful with ``sparsify_prompt``.
     sparsify_image, sparsify_text

@@ -1,7 +1,7 @@
 """The pass of an attached decoder: dense layers, select, sparse layers, norm.
 
-One function owns this loop for every decoder with ``layers``, ``norm`` and ``rotary_emb``; its layers stay stock.
-What differs by mode is how tokens are selected: see :mod:`dynamic_llava.passes`.
+One function owns this loop for every decoder with ``layers``, ``norm`` and ``rotary_emb``; its layers stay
+stock. What differs by mode is how tokens are selected: see :mod:`dynamic_llava.passes`.
 
 Legend: B batch, K pictures, I image tokens, N tokens fed, L tokens in the sparse layers, C channels.
 """
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from dynamic_llava.sparsifier import Sparsifier
 
 
-@merge_with_config_defaults
-@capture_outputs
+@merge_with_config_defaults  # type: ignore[untyped-decorator]
+@capture_outputs  # type: ignore[untyped-decorator]
 def sparse_forward(
-    language_model: nn.Module,
+    language_model: Any,
     input_ids: Tensor | None = None,
     attention_mask: Tensor | None = None,
     position_ids: Tensor | None = None,
@@ -42,7 +42,7 @@ def sparse_forward(
     answer_mask: Tensor | None = None,
     **kwargs: Any,
 ) -> BaseModelOutputWithPast:
-    """Run the decoder with the decisions of ``sparsifier``; takes the place of the stock decoder's ``forward``.
+    """Run the decoder with the decisions of ``sparsifier``, in place of the stock ``forward``.
 
     Parameters
     ----------
@@ -86,15 +86,15 @@ def sparse_forward(
 
 
 def _sparse_cache(sparsifier: Sparsifier, past: Any, inputs_embeds: Tensor) -> SparseCache:
-    """Return the cache of this call: the one handed in, or a new one in place of ``generate``'s empty default."""
+    """Return the cache of this call: the one handed in, or a new one in place of an empty default."""
     if isinstance(past, SparseCache):
         sparsifier.check_cache(past)
         return past
     if past is None or (type(past) is DynamicCache and past.get_seq_length() == 0 and not past.offloading):
         return sparsifier.new_cache(inputs_embeds)
     raise ValueError(
-        f"past_key_values is a {type(past).__name__}: an attached model takes None, an empty DynamicCache, or the cache "
-        "that it returned itself (no static, quantized or offloaded cache, and none filled by a dense model)"
+        f"past_key_values is a {type(past).__name__}: an attached model takes None, an empty DynamicCache, "
+        "or the cache that it returned itself (none that is static, quantized, offloaded or filled)"
     )
 
 
@@ -110,7 +110,7 @@ def _prompt_state(sparsifier: Sparsifier, past: Any, inputs_embeds: Tensor) -> P
 
 
 def _run(
-    language_model: nn.Module,
+    language_model: Any,
     layers: Iterable[nn.Module],
     tokens: Tokens,
     cache: SparseCache | None,

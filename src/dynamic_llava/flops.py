@@ -44,7 +44,7 @@ class DecoderShape:
         )
 
     def layer_flops(self, queries: float, keys: float) -> float:
-        """FLOPs of one layer (gated feed-forward) for ``queries`` tokens that attend to ``keys``; no causal discount."""
+        """FLOPs of one layer (gated feed-forward) for queries that attend to ``keys``; no causal discount."""
         linear = 2 * self.hidden * (self.query_width + self.key_width) + 3 * self.hidden * self.intermediate
         return 2 * queries * linear + 4 * queries * keys * self.query_width
 
@@ -54,13 +54,13 @@ class DecoderShape:
 
 
 def prefill_flops(shape: DecoderShape, tokens: float, kept: float, layer: int) -> float:
-    """FLOPs of a prefill of ``tokens`` tokens of which ``kept`` enter the layers >= ``layer``, without predictors."""
+    """FLOPs of a prefill of which ``kept`` tokens enter the layers >= ``layer``, without predictors."""
     dense = layer * shape.layer_flops(tokens, tokens)
     return dense + (shape.layers - layer) * shape.layer_flops(kept, kept)
 
 
 def paper_flops(shape: DecoderShape, image_tokens: int, kept: int, layer: int) -> int:
-    """FLOPs as the paper counts: ``32 N C^2 + 4 N^2 C`` a layer over image tokens only, feed-forward taken as 4C.
+    """FLOPs as the paper counts: ``32 N C^2 + 4 N^2 C`` a layer, over image tokens only.
 
     With 576 image tokens it gives the paper's 10.1 TFLOPs for LLaVA-1.5-7B and 2.49 where 115 are kept.
     """

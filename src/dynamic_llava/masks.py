@@ -41,8 +41,8 @@ def visibility(attention_mask: Tensor | None, length: int, device: torch.device)
     if attention_mask.ndim == 4:
         if attention_mask.dtype != torch.bool or attention_mask.shape[-2:] != (length, length):
             raise ValueError(
-                f"attention_mask is {attention_mask.dtype} {tuple(attention_mask.shape)}: a 4-D mask must be bool "
-                f"[batch, 1, {length}, {length}], True where a query sees a key"
+                f"attention_mask is {attention_mask.dtype} {tuple(attention_mask.shape)}: a 4-D mask must be "
+                f"bool [batch, 1, {length}, {length}], True where a query sees a key"
             )
         return attention_mask
     return causal(length, device) & attention_mask.bool()[:, None, None, :]
@@ -60,8 +60,8 @@ def token_mask(attention_mask: Tensor | None, length: int) -> Tensor | None:
         return None
     if attention_mask.ndim != 2:
         raise ValueError(
-            f"attention_mask has {attention_mask.ndim} dimensions: a model that drops tokens takes a 2-D mask "
-            "[batch, tokens] (4-D masks only with answer_mask, and no static cache)"
+            f"attention_mask has {attention_mask.ndim} dimensions: a model that drops tokens takes a 2-D "
+            "mask [batch, tokens] (4-D masks only with answer_mask, and no static cache)"
         )
     valid_BN = attention_mask[:, -length:].bool()
     return None if bool(valid_BN.all()) else valid_BN

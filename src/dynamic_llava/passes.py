@@ -1,9 +1,11 @@
 """The modes of a decoder's pass: cached, without cache, and masked at full length.
 
-Each mode is one class with the same three methods: ``open`` gives the mask of the dense layers, ``select`` the input of
-the sparse layers, ``close`` ends the pass. ``select`` is the only place where tokens are dropped.
+Each mode is one class with the same three methods: ``open`` gives the mask of the dense layers, ``select``
+the input of the sparse layers, ``close`` ends the pass. ``select`` is the only place where tokens are
+dropped.
 
-Legend: B batch, K pictures, I image tokens, N tokens fed, L tokens in the sparse layers, T output tokens, C channels.
+Legend: B batch, K pictures, I image tokens, N tokens fed, L tokens in the sparse layers, T output tokens, C
+channels.
 """
 
 from __future__ import annotations
@@ -74,7 +76,7 @@ class Pass(ABC):
     def select(self, tokens: Tokens) -> Tokens:
         """Return what enters the sparse layers."""
 
-    def close(self) -> SparseCache | PromptState | None:
+    def close(self) -> Any:
         """End the pass; return what the caller gets as ``past_key_values``."""
         return None
 
@@ -111,12 +113,14 @@ class CachedPass(Pass):
         self.valid_BL: Tensor | None = None
 
     def open(self, hidden_BNC: Tensor) -> Tensor | None:
+        """Open the dense stage of the cache."""
         batch, length, _ = hidden_BNC.shape
         self.is_decode = length == 1 and self.cache.dense.used > 0
         self.valid_BN = None if self.is_decode else masks.token_mask(self.attention_mask, length)
         return self.cache.dense.open(batch, length, self.valid_BN, hidden_BNC.device)
 
     def select(self, tokens: Tokens) -> Tokens:
+        """Drop image tokens of a prompt, or decide on a decoded token; open the sparse stage."""
         self.cache.dense.extend(self.valid_BN)
         selected = self._decide(tokens) if self.is_decode else self._prune(tokens)
         batch, length, _ = selected.hidden_BNC.shape
@@ -124,6 +128,7 @@ class CachedPass(Pass):
         return selected
 
     def close(self) -> SparseCache:
+        """Grow the sparse stage by what stays."""
         if self.keep_B is None:
             self.cache.sparse.extend(self.valid_BL)
         else:
@@ -179,13 +184,15 @@ class RecomputePass(Pass):
         self.prompt_length = prompt_length
 
     def open(self, hidden_BNC: Tensor) -> Tensor | None:
-        batch, length, _ = hidden_BNC.shape
+        """Return who sees whom, or None for plain causal attention."""
+        length = hidden_BNC.shape[1]
         self.valid_BN = masks.token_mask(self.attention_mask, length)
         if self.valid_BN is None:
             return None
         return masks.visibility(self.valid_BN, length, hidden_BNC.device)
 
     def select(self, tokens: Tokens) -> Tokens:
+        """Drop image tokens and output tokens; the newest token always stays."""
         hidden_BNC = tokens.hidden_BNC
         batch, length, _ = hidden_BNC.shape
         self.report.image_flags, self.report.text_steps = [], []
@@ -215,12 +222,13 @@ class RecomputePass(Pass):
         return selected
 
     def close(self) -> PromptState:
+        """Return what the next step must know."""
         self.report.add_step(self.step)
         return PromptState(self.prompt_length, self.report)
 
 
 class MaskedPass(Pass):
-    """Full length, nothing removed: policies weigh the keys of the sparse layers (training, teacher forcing)."""
+    """Full length, nothing removed: policies weigh keys (training, teacher forcing)."""
 
     def __init__(
         self,
@@ -235,15 +243,17 @@ class MaskedPass(Pass):
         self.answer_mask_BN = answer_mask_BN.bool()
 
     def open(self, hidden_BNC: Tensor) -> Tensor | None:
+        """Return who sees whom; every token at least itself."""
         batch, length, _ = hidden_BNC.shape
         if self.answer_mask_BN.shape != (batch, length):
             raise ValueError(
-                f"answer_mask is {tuple(self.answer_mask_BN.shape)}: it must be [batch, tokens] = {(batch, length)}"
+                f"answer_mask is {tuple(self.answer_mask_BN.shape)}, not [batch, tokens] = {(batch, length)}"
             )
         self.visible = masks.with_diagonal(masks.visibility(self.attention_mask, length, hidden_BNC.device))
         return self.visible
 
     def select(self, tokens: Tokens) -> Tokens:
+        """Keep all tokens; weigh or hide the keys of dropped ones."""
         decide = self._train if self.sparsifier.training else self._evaluate
         return decide(tokens)
 

@@ -1,7 +1,7 @@
 """The two small networks that decide what stays (paper, section 3.2).
 
-Module names follow the official checkpoints (``down_mlp``, ``transformer``, ``output_mlp``), so that their weights fit.
-Both return two logits a token; channel 0 means keep.
+Module names follow the official checkpoints (``down_mlp``, ``transformer``, ``output_mlp``), so that their
+weights fit. Both return two logits a token; channel 0 means keep.
 
 Legend: B batch, K pictures, N tokens, I image tokens, C channels, D predictor width, H heads.
 """
@@ -23,6 +23,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x_KID: Tensor) -> Tensor:
+        """Mix the tokens of each picture."""
         pictures, tokens, width = x_KID.shape
         qkv = (
             self.qkv(x_KID).view(pictures, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
@@ -40,6 +41,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Transform each token alone."""
         return self.fc2(F.gelu(self.fc1(x)))
 
 
@@ -54,6 +56,7 @@ class Block(nn.Module):
         self.mlp = Mlp(width, hidden)
 
     def forward(self, x_KID: Tensor) -> Tensor:
+        """Apply attention and MLP, each with its residual."""
         x_KID = x_KID + self.attn(self.norm1(x_KID))
         return x_KID + self.mlp(self.norm2(x_KID))
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Step:
-    """One pass: queries in dense layers, queries in sparse layers, and tokens that the sparse layers then hold."""
+    """One pass: queries in dense and in sparse layers, and how many of them the sparse layers hold on to."""
 
     dense_B: Tensor
     sparse_B: Tensor
@@ -46,8 +46,8 @@ class Report:
     Attributes
     ----------
     image_mask_BI, text_mask_BN
-        Masks of a training pass, with their gradients: image tokens by picture, and all tokens, where those that
-        no policy decided on are 1. None in every other pass.
+        Masks of a training pass, with their gradients: image tokens by picture, and all tokens, where those
+        that no policy decided on are 1. None in every other pass.
     """
 
     def __init__(
@@ -129,8 +129,9 @@ class Report:
     def summary(self) -> dict[str, float]:
         """Return plain numbers, summed over the rows.
 
-        ``*_dense`` is what the model without sparsifier holds or computes for the same tokens; ``prefill_flops`` are
-        those of the first pass, predictors included. Decisions on output tokens are those of ``text_kept``.
+        ``*_dense`` is what the model without sparsifier holds or computes for the same tokens;
+        ``prefill_flops`` are those of the first pass, predictors included. Decisions on output tokens are
+        those of ``text_kept``.
         """
         bytes_per_token = self.shape.kv_bytes_per_token(self.element_size)
         lengths = self.kv_lengths

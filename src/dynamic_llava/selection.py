@@ -1,4 +1,4 @@
-"""Selecting tokens: top-k, straight-through Gumbel, right-alignment, and the softmax that ignores dropped keys.
+"""Selecting tokens: top-k, straight-through Gumbel, right-alignment, and a softmax over kept keys.
 
 Legend: B batch, K pictures, I image tokens, N tokens, L kept tokens (padded), H heads, D head size.
 """
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def keep_count(tokens: int, rate: float) -> int:
-    """Return how many of ``tokens`` a keep rate leaves: the product truncated, at least one (official code)."""
+    """Return how many of ``tokens`` a keep rate leaves: the product truncated, at least one."""
     return max(1, int(tokens * rate))
 
 
@@ -57,8 +57,8 @@ def right_align(keep_BN: Tensor) -> tuple[Tensor, Tensor]:
     Returns
     -------
     index_BL, valid_BL
-        Source position of each kept token in its original order (int64), and which of these columns are tokens
-        and not padding (bool). L is the longest row's count.
+        Source position of each kept token in its original order (int64), and which of these columns are
+        tokens and not padding (bool). L is the longest row's count.
     """
     length = int(keep_BN.sum(-1).max())
     order_BN = keep_BN.to(torch.uint8).argsort(dim=-1, stable=True)
@@ -74,8 +74,8 @@ def gather_tokens(x_BNC: Tensor, index_BL: Tensor) -> Tensor:
 def masked_softmax(scores_BHNN: Tensor, policy_BN: Tensor, eps: float = 0.0) -> Tensor:
     """Softmax over keys weighted by a policy; a query always sees its own key (paper, eq. 6).
 
-    ``W = (E + eps/N) / (sum E + eps)`` with ``E = exp(S - max) * P`` and ``P_ij = policy_j``, but 1 where i = j.
-    This is the definition; :func:`~dynamic_llava.attention.masked_attention` is the fast form without eps.
+    ``W = (E + eps/N) / (sum E + eps)`` with ``E = exp(S - max) * P`` and ``P_ij = policy_j``, but 1 where i =
+    j. This is the definition; :func:`~dynamic_llava.attention.masked_attention` is the fast form without eps.
 
     Parameters
     ----------
@@ -84,8 +84,8 @@ def masked_softmax(scores_BHNN: Tensor, policy_BN: Tensor, eps: float = 0.0) -> 
     policy_BN
         Weight of each key in [0, 1].
     eps
-        0 by default: hidden and dropped keys weigh exactly nothing. The official code uses 1e-6, with which every
-        key, also a future one, weighs at least eps/N.
+        0 by default: hidden and dropped keys weigh exactly nothing. The official code uses 1e-6, with which
+        every key, also a future one, weighs at least eps/N.
 
     Returns
     -------
@@ -98,7 +98,7 @@ def masked_softmax(scores_BHNN: Tensor, policy_BN: Tensor, eps: float = 0.0) -> 
     if eps > 0:
         weighted = (scores - scores.amax(-1, keepdim=True)).exp() * policy_B1NN
         return (weighted + eps / tokens) / (weighted.sum(-1, keepdim=True) + eps)
-    # The maximum over kept keys keeps the sum >= 1; the clamp only bounds the gradient of a dropped, dominant key.
+    # Over kept keys, the sum is >= 1; the clamp only bounds the gradient of a dropped, dominant key.
     highest = scores.masked_fill(policy_B1NN == 0, -torch.inf).amax(-1, keepdim=True)
     weighted = (scores - highest).clamp(max=MAX_DROPPED).exp() * policy_B1NN
     return weighted / weighted.sum(-1, keepdim=True)

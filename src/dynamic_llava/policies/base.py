@@ -21,16 +21,16 @@ class Policy(ABC):
 
     @abstractmethod
     def keep(self, hidden_BNC: Tensor, ordinal_BN: Tensor) -> Tensor:
-        """Return a bool ``[B, N]``: does this output token stay in the K/V cache?
+        """Decide which output tokens stay in the K/V cache: bool ``[B, N]``.
 
         ``ordinal_BN`` is its index within its answer; 0 is the first generated token.
         """
 
     def train_image_mask(self, hidden_KIC: Tensor, rate: float, tau: float) -> Tensor:
-        """Return the 0/1 mask ``[K, I]`` that training weighs keys with; without parameters, the decision itself."""
+        """Return the 0/1 mask ``[K, I]`` that training weighs keys with: without parameters, the decision."""
         scores_KI = self.score(hidden_KIC)
         return top_k_mask(scores_KI, keep_count(scores_KI.shape[1], rate)).to(hidden_KIC.dtype)
 
     def train_text_mask(self, hidden_BNC: Tensor, ordinal_BN: Tensor, tau: float) -> Tensor:
-        """Return the 0/1 mask ``[B, N]`` that training weighs keys with; without parameters, the decision itself."""
+        """Return the 0/1 mask ``[B, N]`` that training weighs keys with: without parameters, the decision."""
         return self.keep(hidden_BNC, ordinal_BN).to(hidden_BNC.dtype)

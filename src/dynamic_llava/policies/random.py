@@ -11,7 +11,7 @@ IMAGE_STREAM, TEXT_STREAM = 1, 2  # keep the draws for image tokens and output t
 
 
 def hashed_uniform(index: Tensor, seed: int) -> Tensor:
-    """Return numbers in [0, 1), a pure function of ``index`` and ``seed`` on every device (splitmix64's mixer)."""
+    """Return numbers in [0, 1), a pure function of ``index`` and ``seed`` (splitmix64's mixer)."""
     x = index.long() + (seed * 0x9E3779B97F4A7C15 + 1) % 2**63
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * (factor - 2**64)

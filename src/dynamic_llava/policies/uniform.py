@@ -9,7 +9,7 @@ from dynamic_llava.policies.base import Policy
 
 
 def evenly_spaced(index: Tensor, rate: float) -> Tensor:
-    """Return a bool like ``index``: of the first n indices, exactly ``int(n * rate)`` are True, evenly spaced."""
+    """Return a bool like ``index``: of the first n indices, exactly ``int(n * rate)`` are True."""
     index = index.double()
     return ((index + 1) * rate).floor() > (index * rate).floor()
 

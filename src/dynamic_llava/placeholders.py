@@ -1,0 +1,59 @@
+"""Where the tokens of each picture lie in a prompt.
+
+Legend: B batch, N tokens, K pictures, I image tokens, C channels.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def image_positions(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """Find the image tokens of a call of the multimodal model; only this level sees both ids and pictures.
+
+    Parameters
+    ----------
+    module
+        The multimodal model, such as ``LlavaModel``.
+    args, kwargs
+        What its ``forward`` was called with.
+
+    Returns
+    -------
+    Tensor or None
+        int64 ``[K, I]``, positions in the flattened ``[B * N]`` input; None in a call without pictures.
+
+    Raises
+    ------
+    ValueError
+        If the image tokens cannot be shared evenly by the pictures.
+    """
+    given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+    encoded: Any = (given.get("mm_encoder_outputs") or {}).get("image")
+    pixel_values: Any = given.get("pixel_values")
+    if encoded is None and pixel_values is None:
+        return None
+    if given.get("image_sizes") is not None:
+        raise ValueError("image_sizes: pictures of different numbers of image tokens are not supported")
+    pictures = len(pixel_values) if encoded is None else len(encoded.pooler_output)
+    mask_BN = _image_token_mask(module, given)
+    total = int(mask_BN.sum())
+    if total == 0 or total % pictures:
+        raise ValueError(
+            f"the prompts hold {total} image tokens for {pictures} pictures: "
+            "give each picture one image placeholder"
+        )
+    return mask_BN.flatten().nonzero().view(pictures, -1)
+
+
+def _image_token_mask(module: Any, given: dict[str, Any]) -> Tensor:
+    token = module.config.image_token_id
+    if given.get("input_ids") is not None:
+        return given["input_ids"] == token
+    embeds_BNC = given["inputs_embeds"]
+    embedding_C = module.get_input_embeddings()(torch.tensor(token, device=embeds_BNC.device))
+    return (embeds_BNC == embedding_C).all(-1)
