@@ -60,10 +60,9 @@ def sparse_forward(
     if inputs_embeds is None:
         inputs_embeds = language_model.embed_tokens(input_ids)
     sparsifier.check()
-    mode: Pass
     if answer_mask is not None:
         report = sparsifier.new_report(inputs_embeds)
-        mode = MaskedPass(sparsifier, report, image_positions_KI, attention_mask, answer_mask)
+        mode: Pass = MaskedPass(sparsifier, report, image_positions_KI, attention_mask, answer_mask)
     elif use_cache:
         cache = _sparse_cache(sparsifier, past_key_values, inputs_embeds)
         mode = CachedPass(sparsifier, cache.report, image_positions_KI, attention_mask, cache)

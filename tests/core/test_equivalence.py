@@ -8,10 +8,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests import tiny
 from torch import Tensor
 from transformers import DynamicCache
-
-from tests import tiny
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 STEPS = 64

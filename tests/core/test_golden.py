@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.core import golden
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
@@ -13,7 +14,6 @@ from dynamic_llava import Sparsifier, selection
 from dynamic_llava.attention import masked_attention
 from dynamic_llava.masks import causal
 from dynamic_llava.selection import masked_softmax
-from tests.core import golden
 
 DATA = Path(__file__).parents[1] / "data"
 IMAGE_TOKENS = 16
