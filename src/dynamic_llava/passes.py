@@ -147,7 +147,7 @@ class CachedPass(Pass):
             keep_B1 = self.sparsifier.keep_text_tokens(tokens.hidden_BNC, ordinal_B1)
             self.keep_B = keep_B1[:, 0]
         self.report.add_text(keep_B1)
-        self.step = Step(one_B, one_B, keep_B1[:, 0].long(), is_decode=True)
+        self.step = Step(one_B, one_B, keep_B1[:, 0].long())
         return tokens
 
     def _prune(self, tokens: Tokens) -> Tokens:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dynamic_llava import flops
 from dynamic_llava.config import SparsityConfig
+from dynamic_llava.selection import keep_count
 
 if TYPE_CHECKING:
     from dynamic_llava.cache import Stage
@@ -26,7 +27,6 @@ class Step:
     dense_B: Tensor
     sparse_B: Tensor
     held_B: Tensor
-    is_decode: bool = False
 
 
 class Report:
@@ -67,6 +67,9 @@ class Report:
         self.image_flags: list[list[Tensor]] = []
         self.text_steps: list[tuple[Tensor, Tensor]] = []
         self.steps: list[Step] = []
+        self.predictor_flops: list[float] = [
+            0.0
+        ]  # of each step; the last entry is that of the step under way
         self._started = time.perf_counter()
         self._first_ended = self._ended = self._started
 
@@ -77,6 +80,7 @@ class Report:
     def add_step(self, step: Step) -> None:
         """Record a finished pass."""
         self.steps.append(step)
+        self.predictor_flops.append(0.0)
         self._ended = time.perf_counter()
         if len(self.steps) == 1:
             self._first_ended = self._ended
@@ -86,20 +90,26 @@ class Report:
         self.image_flags = self.image_flags or [[] for _ in range(batch)]
         for row, kept_I in zip(rows_K, kept_KI, strict=True):
             self.image_flags[row].append(kept_I)
+        config, (pictures, tokens) = self.config, kept_KI.shape
+        is_scored = config.sparsify_image and keep_count(tokens, config.image_keep_rate) < tokens
+        if is_scored and config.image_policy == "learned":
+            cost = flops.image_predictor_flops(config, self.shape.hidden, tokens)
+            self.predictor_flops[-1] += pictures * cost
 
     def add_text(self, kept_BT: Tensor, valid_BT: Tensor | None = None) -> None:
         """Record decisions on output tokens; ``valid_BT`` tells them from padding."""
         valid_BT = torch.ones_like(kept_BT) if valid_BT is None else valid_BT
         self.text_steps.append((kept_BT, valid_BT))
+        if self.config.sparsify_text and self.config.text_policy == "learned":
+            cost = flops.text_predictor_flops(self.config, self.shape.hidden)
+            self.predictor_flops[-1] += kept_BT.numel() * cost
 
     def select_rows(self, index: Tensor) -> None:
         """Follow the cache when its rows are reordered, repeated or removed."""
         if self.image_flags:
             self.image_flags = [list(self.image_flags[row]) for row in index.tolist()]
         self.text_steps = [(kept[index], valid[index]) for kept, valid in self.text_steps]
-        self.steps = [
-            Step(s.dense_B[index], s.sparse_B[index], s.held_B[index], s.is_decode) for s in self.steps
-        ]
+        self.steps = [Step(s.dense_B[index], s.sparse_B[index], s.held_B[index]) for s in self.steps]
 
     @property
     def image_kept(self) -> list[Tensor]:
@@ -158,25 +168,16 @@ class Report:
 
     def _flops(self, steps: list[Step]) -> tuple[float, float]:
         """FLOPs of ``steps``, sparse (with predictors) and dense."""
-        shape, split, sparse, dense = self.shape, self.config.layer, 0.0, 0.0
-        held_dense = held_sparse = torch.zeros(self._batch, dtype=torch.long)
-        for number, step in enumerate(steps):
-            queries, kept, held = step.dense_B.cpu(), step.sparse_B.cpu(), step.held_B.cpu()
-            if not self.stages:
-                held_dense, held_sparse = torch.zeros_like(queries), torch.zeros_like(queries)
-            for q, k, past, past_sparse in zip(
-                queries.tolist(), kept.tolist(), held_dense.tolist(), held_sparse.tolist(), strict=True
-            ):
-                one_layer = shape.layer_flops(q, past + q)
+        shape, split = self.shape, self.config.layer
+        sparse, dense = sum(self.predictor_flops[: len(steps)]), 0.0
+        for row in range(self._batch):
+            past = past_sparse = 0
+            for step in steps:
+                queries, kept, held = (int(x[row]) for x in (step.dense_B, step.sparse_B, step.held_B))
+                one_layer = shape.layer_flops(queries, past + queries)
                 dense += shape.layers * one_layer
-                sparse += split * one_layer + (shape.layers - split) * shape.layer_flops(k, past_sparse + k)
-            held_dense, held_sparse = held_dense + queries, held_sparse + held
-            if number == 0:
-                sparse += self._image_predictor_flops()
-        return sparse, dense + 0.0
-
-    def _image_predictor_flops(self) -> float:
-        if self.config.image_policy != "learned" or not self.config.sparsify_image:
-            return 0.0
-        sizes = [len(flag) for flags in self.image_flags for flag in flags]
-        return sum(flops.image_predictor_flops(self.config, self.shape.hidden, size) for size in sizes)
+                sparse += split * one_layer
+                sparse += (shape.layers - split) * shape.layer_flops(kept, past_sparse + kept)
+                if self.stages:
+                    past, past_sparse = past + queries, past_sparse + held
+        return sparse, dense

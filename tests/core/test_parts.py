@@ -1,0 +1,217 @@
+"""The small parts: selection, policies, cache, costs, report."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tests import tiny
+
+from dynamic_llava import SparsityConfig, flops, masks
+from dynamic_llava.cache import BLOCK, Stage
+from dynamic_llava.passes import ordinals
+from dynamic_llava.policies import RandomPolicy, UniformPolicy
+from dynamic_llava.selection import keep_count, right_align, straight_through, top_k_mask
+
+RATES = st.floats(0.01, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "rate", "kept"), [(576, 0.2, 115), (64, 0.2, 12), (16, 0.25, 4), (3, 0.1, 1)]
+)
+def test_keep_count_truncates(tokens: int, rate: float, kept: int) -> None:
+    assert keep_count(tokens, rate) == kept
+
+
+def test_top_k_keeps_the_best() -> None:
+    scores = torch.tensor([[0.1, 0.9, 0.5, 0.7], [3.0, 2.0, 1.0, 0.0]])
+    assert top_k_mask(scores, 2).tolist() == [[False, True, False, True], [True, True, False, False]]
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=7, max_size=7), min_size=1, max_size=5))
+def test_right_align_keeps_order(rows: list[list[bool]]) -> None:
+    keep = torch.tensor(rows)
+    index, valid = right_align(keep)
+    assert index.shape[1] == max(sum(row) for row in rows)
+    for row, positions, real in zip(rows, index.tolist(), valid.tolist(), strict=True):
+        assert [p for p, r in zip(positions, real, strict=True) if r] == [i for i, k in enumerate(row) if k]
+        assert real == sorted(real)
+
+
+def test_straight_through_is_hard_with_a_soft_gradient() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(200, 2, requires_grad=True)
+    mask = straight_through(logits, tau=0.5)
+    assert set(mask.tolist()) == {0.0, 1.0}
+    mask.sum().backward()
+    torch.testing.assert_close(logits.grad[:, 0], -logits.grad[:, 1])
+    assert (logits.grad[:, 0] > 0).float().mean() > 0.9
+
+
+def test_straight_through_samples_the_softmax() -> None:
+    torch.manual_seed(0)
+    logits = torch.tensor([1.0, 0.0]).expand(20_000, 2)
+    assert straight_through(logits, tau=1.0).mean().item() == pytest.approx(
+        logits[0].softmax(-1)[0].item(), abs=0.01
+    )
+
+
+@given(RATES, st.integers(1, 700))
+def test_uniform_is_exact_and_evenly_spaced(rate: float, tokens: int) -> None:
+    keep = UniformPolicy(rate, rate).keep(torch.zeros(1, tokens, 4), torch.arange(tokens)[None])[0]
+    assert abs(int(keep.sum()) - tokens * rate) < 1
+    gaps = keep.nonzero()[:, 0].diff()
+    assert gaps.numel() == 0 or gaps.max() - gaps.min() <= 1
+
+
+def test_random_depends_on_seed_and_index_only() -> None:
+    hidden, ordinal = torch.randn(3, 5000, 4), torch.arange(5000).expand(3, -1)
+    keep = RandomPolicy(0.3, seed=5).keep(hidden, ordinal)
+    assert torch.equal(keep[0], keep[2])
+    assert torch.equal(
+        RandomPolicy(0.3, seed=5).keep(hidden[:1, 70:71], ordinal[:1, 70:71])[0], keep[0, 70:71]
+    )
+    assert keep.float().mean().item() == pytest.approx(0.3, abs=0.03)
+    assert not torch.equal(RandomPolicy(0.3, seed=6).keep(hidden, ordinal), keep)
+    scores = RandomPolicy(0.3, seed=5).score(hidden)
+    assert scores.shape == (3, 5000)
+    assert scores[0].unique().numel() == 5000
+
+
+def test_ordinals_restart_at_each_answer() -> None:
+    mask = torch.tensor([[0, 1, 1, 0, 0, 1, 1, 1], [1, 1, 0, 1, 0, 0, 0, 1]]).bool()
+    assert ordinals(mask)[mask].tolist() == [0, 1, 0, 1, 2, 0, 1, 0, 0]
+
+
+def test_visibility_of_padding_and_of_given_masks() -> None:
+    mask = torch.tensor([[0, 1, 1]])
+    assert masks.visibility(mask, 3, mask.device)[0, 0].int().tolist() == [[0, 0, 0], [0, 1, 0], [0, 1, 1]]
+    given_mask = torch.ones(1, 1, 3, 3, dtype=torch.bool)
+    assert masks.visibility(given_mask, 3, mask.device) is given_mask
+    with pytest.raises(ValueError, match="must be bool"):
+        masks.visibility(given_mask.float(), 3, mask.device)
+    with pytest.raises(ValueError, match="2-D"):
+        masks.token_mask(given_mask, 3)
+
+
+def test_dropped_token_is_overwritten_and_storage_grows_only_for_kept_ones() -> None:
+    stage = Stage()
+    stage.open(2, 3, torch.tensor([[False, True, True], [True, True, True]]), torch.device("cpu"))
+    stage.extend(torch.tensor([[False, True, True], [True, True, True]]))
+    for step in range(3 * BLOCK):
+        stage.open(2, 1, None, torch.device("cpu"))
+        stage.keep(torch.tensor([step % 4 == 0, False]))
+    assert stage.length_B.tolist() == [3 + 3 * BLOCK // 4, 3]
+    assert stage.tokens_B().tolist() == [2 + 3 * BLOCK // 4, 3]
+    assert stage.capacity == BLOCK
+
+
+def test_decoded_token_sees_kept_tokens_and_itself() -> None:
+    stage = Stage()
+    stage.open(1, 2, None, torch.device("cpu"))
+    stage.extend(None)
+    assert stage.open(1, 1, None, torch.device("cpu")) is None
+    stage.keep(torch.tensor([False]))
+    assert stage.open(1, 1, None, torch.device("cpu"))[0, 0, 0].int().tolist() == [1, 1, 1, 0]
+    stage.keep(torch.tensor([True]))
+    assert stage.open(1, 1, None, torch.device("cpu"))[0, 0, 0].int().tolist() == [1, 1, 1, 1, 0]
+
+
+LLAVA_7B = flops.DecoderShape(layers=32, hidden=4096, intermediate=11008, query_width=4096, key_width=4096)
+LLAVA_13B = flops.DecoderShape(layers=40, hidden=5120, intermediate=13824, query_width=5120, key_width=5120)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dense", "sparse", "true_dense", "true_sparse"),
+    [(LLAVA_7B, 10.1, 2.49, 7.63, 1.88), (LLAVA_13B, 19.6, 4.66, 14.9, 3.5)],
+)
+def test_flops_are_those_of_the_paper(
+    shape: flops.DecoderShape, dense: float, sparse: float, true_dense: float, true_sparse: float
+) -> None:
+    assert flops.paper_flops(shape, 576, 576, 2) / 1e12 == pytest.approx(dense, rel=0.006)
+    assert flops.paper_flops(shape, 576, 115, 2) / 1e12 == pytest.approx(sparse, rel=0.006)
+    assert flops.prefill_flops(shape, 576, 576, 2) / 1e12 == pytest.approx(true_dense, rel=0.006)
+    assert flops.prefill_flops(shape, 576, 115, 2) / 1e12 == pytest.approx(true_sparse, rel=0.02)
+
+
+def test_shape_is_read_from_a_config() -> None:
+    config = SimpleNamespace(
+        num_hidden_layers=2, hidden_size=8, intermediate_size=16, num_attention_heads=4, num_key_value_heads=2
+    )
+    assert flops.DecoderShape.from_config(config) == flops.DecoderShape(2, 8, 16, 8, 4)
+
+
+def test_predictor_flops_count_its_weights() -> None:
+    sparsifier = tiny.sparsifier()
+    weights = sum(p.numel() for p in sparsifier.text_predictor.parameters() if p.ndim > 1)
+    assert flops.text_predictor_flops(sparsifier.config, 32) == 2 * weights
+    weights = sum(p.numel() for p in sparsifier.image_predictor.parameters() if p.ndim > 1)
+    attention = 2 * 4 * 10**2 * 16
+    assert flops.image_predictor_flops(sparsifier.config, 32, 10) == 2 * 10 * weights + attention
+
+
+def test_summary_adds_up() -> None:
+    model, sparsifier = tiny.model(), tiny.sparsifier()
+    sparsifier.attach(model)
+    rows = [tiny.row(4, 1, 0), tiny.row(9, 1, 1)]
+    model.generate(**tiny.batch(rows), max_new_tokens=21, do_sample=False)
+    report = sparsifier.report
+    summary = report.summary()
+    fed = [row["input_ids"].shape[1] + 20 for row in rows]
+    kept = [n - 12 - int((~text).sum()) for n, text in zip(fed, report.text_kept, strict=True)]
+    assert report.kv_lengths.tolist() == [fed, fed, kept, kept]
+    per_token = 2 * 2 * 8 * 4  # key and value, two heads of eight float32 numbers
+    assert summary["kv_bytes"] == per_token * int(report.kv_lengths.sum())
+    assert summary["kv_bytes_dense"] == per_token * 4 * sum(fed)
+    assert (summary["image_tokens"], summary["image_tokens_kept"]) == (32, 8)
+    assert summary["output_tokens"] == 40
+    assert summary["output_tokens_kept"] == sum(int(text.sum()) for text in report.text_kept)
+    shape = flops.DecoderShape.from_config(model.config.text_config)
+    expected = sum(flops.prefill_flops(shape, n - 20, n - 32, 2) for n in fed)
+    expected += 2 * flops.image_predictor_flops(sparsifier.config, 32, 16)
+    assert summary["prefill_flops"] == pytest.approx(expected)
+    assert summary["prefill_flops"] < summary["prefill_flops_dense"]
+    steps = 40 * flops.text_predictor_flops(sparsifier.config, 32)
+    for row, n in enumerate(fed):
+        held = n - 32
+        for step in range(20):
+            steps += 2 * shape.layer_flops(1, n - 20 + step + 1) + 2 * shape.layer_flops(1, held + 1)
+            held += int(report.text_kept[row][step])
+    assert summary["decode_flops"] == pytest.approx(steps)
+    assert summary["decode_flops"] < summary["decode_flops_dense"]
+    assert 0 < summary["prefill_seconds"] < summary["seconds"]
+
+
+def test_policy_and_rates_may_change_between_calls() -> None:
+    model, sparsifier = tiny.model(), tiny.sparsifier(text_policy="uniform")
+    sparsifier.attach(model)
+    row = tiny.row(4)
+    model.generate(**row, max_new_tokens=11, do_sample=False)
+    first = sparsifier.report
+    assert first.text_kept[0].sum() == 5
+    sparsifier.config.text_keep_rate, sparsifier.config.image_keep_rate = 0.2, 0.5
+    model.generate(**row, max_new_tokens=11, do_sample=False)
+    assert sparsifier.report.text_kept[0].sum() == 2
+    assert len(sparsifier.report.image_kept[0]) == 8
+    assert first.text_kept[0].sum() == 5
+    assert len(first.image_kept[0]) == 4
+
+
+def test_uniform_images_are_spread_over_the_picture() -> None:
+    model, sparsifier = tiny.model(), tiny.sparsifier(image_policy="uniform")
+    sparsifier.attach(model)
+    model(**tiny.row(4, images=2))
+    assert sparsifier.report.image_kept[0].tolist() == [3, 7, 11, 15, 19, 23, 27, 31]
+
+
+def test_config_is_copied_into_the_report() -> None:
+    model, sparsifier = tiny.model(), tiny.sparsifier()
+    sparsifier.attach(model)
+    model(**tiny.row(4))
+    sparsifier.config.layer = 3
+    assert sparsifier.report.config == SparsityConfig(
+        image_keep_rate=0.25, d_model=16, nhead=2, dim_feedforward=32
+    )
