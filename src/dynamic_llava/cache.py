@@ -188,7 +188,8 @@ class SparseLayer(CacheLayerMixin):
 
     def _grown(self, old_BHSD: Tensor | None, new_BHQD: Tensor) -> Tensor:
         batch, heads, _, head_dim = new_BHQD.shape
-        grown = new_BHQD.new_zeros(batch, heads, self.stage.capacity, head_dim)
+        with torch.inference_mode(False):  # a cache filled in inference mode may be continued outside of it
+            grown = new_BHQD.new_zeros(batch, heads, self.stage.capacity, head_dim)
         if old_BHSD is not None:
             grown[:, :, : old_BHSD.shape[2]] = old_BHSD
         return grown

@@ -39,6 +39,8 @@ def image_positions(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
         return None
     if given.get("image_sizes") is not None:
         raise ValueError("image_sizes: pictures of different numbers of image tokens are not supported")
+    if encoded is not None and encoded.last_hidden_state is None:
+        raise ValueError("prefill_chunk_size: parting the image tokens of a picture is not supported")
     pictures = len(pixel_values) if encoded is None else len(encoded.pooler_output)
     mask_BN = _image_token_mask(module, given)
     total = int(mask_BN.sum())

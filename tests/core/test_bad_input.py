@@ -135,6 +135,15 @@ def test_more_pictures_than_placeholders() -> None:
         model(row["input_ids"], row["pixel_values"].repeat(3, 1, 1, 1))
 
 
+def test_chunked_prefill_and_speculative_decoding() -> None:
+    model = tiny.model()
+    tiny.sparsifier().attach(model)
+    with pytest.raises(ValueError, match="prefill_chunk_size"):
+        model.generate(**tiny.row(9), max_new_tokens=4, prefill_chunk_size=8)
+    with pytest.raises(ValueError, match="speculative"):
+        model.generate(**tiny.row(30), max_new_tokens=20, prompt_lookup_num_tokens=3)
+
+
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     model = tiny.model()

@@ -39,6 +39,7 @@ def test_ragged_batch_equals_each_row_alone(attention: str, policy: str) -> None
         assert torch.equal(sparsifier.report.kv_lengths[:, 0], batch_report.kv_lengths[:, number])
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(COUNTS, st.integers(0, 1000))
 def test_ragged_batches_of_any_shape(counts: list[tuple[int, int]], seed: int) -> None:
@@ -214,3 +215,25 @@ def test_user_given_empty_cache_is_replaced() -> None:
     tiny.sparsifier().attach(model)
     row = tiny.row(5, 1, 0)
     assert torch.equal(generate(model, row, 12, past_key_values=DynamicCache()), generate(model, row, 12))
+
+
+def test_cache_filled_in_inference_mode_continues_outside() -> None:
+    model = tiny.model()
+    tiny.sparsifier().attach(model)
+    row, token = tiny.row(5, 1, 0), torch.full((1, 1), 5)
+    expected = model(token, past_key_values=model(**row).past_key_values).logits
+    with torch.inference_mode():
+        past = model(**row).past_key_values
+    assert torch.equal(model(token, past_key_values=past).logits, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    model, sparsifier = tiny.model().to(dtype), tiny.sparsifier()
+    sparsifier.attach(model)
+    assert next(sparsifier.parameters()).dtype == dtype
+    row = tiny.row(5, 1, 0)
+    row["pixel_values"] = row["pixel_values"].to(dtype)
+    out = model.generate(**row, max_new_tokens=12, do_sample=False, return_dict_in_generate=True)
+    assert out.past_key_values.layers[3].keys.dtype == dtype
+    assert len(sparsifier.report.image_kept[0]) == 4
