@@ -99,12 +99,12 @@ def _sparse_cache(sparsifier: Sparsifier, past: Any, inputs_embeds: Tensor) -> S
 
 def _prompt_state(sparsifier: Sparsifier, past: Any, inputs_embeds: Tensor) -> PromptState:
     """Return what a run without cache remembers; at its first call everything is prompt."""
-    if isinstance(past, PromptState):
+    if isinstance(past, PromptState) and past.length <= inputs_embeds.shape[1]:
         return past
-    if past is None or past.get_seq_length() == 0:
+    if past is None or (isinstance(past, Cache) and past.get_seq_length() == 0):
         return PromptState(inputs_embeds.shape[1], sparsifier.new_report(inputs_embeds))
     raise ValueError(
-        "past_key_values holds keys but use_cache is False: pass use_cache=True or no past_key_values"
+        f"past_key_values is a {type(past).__name__} of another run and use_cache is False: leave it out"
     )
 
 
@@ -117,10 +117,10 @@ def _run(
 ) -> Tensor:
     """Run stock layers on ``tokens``; masks and rotary embeddings are made once for all of them."""
     hidden_BNC = tokens.hidden_BNC
-    attention = language_model.config._attn_implementation
-    mask = masks.for_attention(tokens.visible, hidden_BNC.shape[1], hidden_BNC, attention)
-    if "policy_BN" in tokens.extra:
-        mask = tokens.visible
+    mask = tokens.visible
+    if tokens.policy_BN is None:
+        attention = language_model.config._attn_implementation
+        mask = masks.for_attention(tokens.visible, hidden_BNC.shape[1], hidden_BNC, attention)
     rotary = language_model.rotary_emb(hidden_BNC, position_ids=tokens.position_ids)
     for layer in layers:
         hidden_BNC = layer(
@@ -130,7 +130,7 @@ def _run(
             position_ids=tokens.position_ids,
             past_key_values=cache,
             use_cache=cache is not None,
-            **tokens.extra,
+            policy_BN=tokens.policy_BN,
             **kwargs,
         )
     return hidden_BNC

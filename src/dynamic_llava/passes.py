@@ -1,17 +1,15 @@
 """The modes of a decoder's pass: cached, without cache, and masked at full length.
 
 Each mode is one class with the same three methods: ``open`` gives the mask of the dense layers, ``select``
-the input of the sparse layers, ``close`` ends the pass. ``select`` is the only place where tokens are
-dropped.
+what enters the sparse layers, ``close`` ends the pass. ``select`` is the only place where tokens are dropped.
 
-Legend: B batch, K pictures, I image tokens, N tokens fed, L tokens in the sparse layers, T output tokens, C
-channels.
+Legend: B batch, K pictures, I image tokens, N tokens fed, L tokens in sparse layers, T output tokens, C width.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,13 +28,13 @@ if TYPE_CHECKING:
 class Tokens:
     """What flows into a stage of the decoder.
 
-    ``visible`` is bool ``[B, 1, N, S]`` or None (plain causal); ``extra`` goes to every layer's attention.
+    ``visible`` is bool ``[B, 1, N, S]`` or None (plain causal); ``policy_BN`` weighs keys, or None.
     """
 
     hidden_BNC: Tensor
     position_ids: Tensor
     visible: Tensor | None
-    extra: dict[str, Any] = field(default_factory=dict)
+    policy_BN: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -262,7 +260,7 @@ class MaskedPass(Pass):
         policy_BN = self.sparsifier.training_policy(
             tokens.hidden_BNC, self.image_positions_KI, self.answer_mask_BN, self.report
         )
-        return Tokens(tokens.hidden_BNC, tokens.position_ids, tokens.visible, {"policy_BN": policy_BN})
+        return Tokens(tokens.hidden_BNC, tokens.position_ids, tokens.visible, policy_BN)
 
     def _evaluate(self, tokens: Tokens) -> Tokens:
         """Hide dropped keys from later queries, as in step-by-step decoding."""

@@ -67,9 +67,7 @@ class Report:
         self.image_flags: list[list[Tensor]] = []
         self.text_steps: list[tuple[Tensor, Tensor]] = []
         self.steps: list[Step] = []
-        self.predictor_flops: list[float] = [
-            0.0
-        ]  # of each step; the last entry is that of the step under way
+        self.predictor_flops = [0.0]  # of each step; the last entry is that of the step under way
         self._started = time.perf_counter()
         self._first_ended = self._ended = self._started
 

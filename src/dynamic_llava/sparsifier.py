@@ -39,6 +39,7 @@ class _Attachment:
     shape: DecoderShape
     implementation: str
     own_forward: Any
+    layer_configs: list[Any]
     keys_to_ignore_on_save: Any
     handles: list[Any]
 
@@ -103,6 +104,7 @@ class Sparsifier(Decisions):
             shape=DecoderShape.from_config(language_model.config),
             implementation=language_model.config._attn_implementation,
             own_forward=language_model.__dict__.get("forward"),
+            layer_configs=[layer.self_attn.config for layer in language_model.layers],
             keys_to_ignore_on_save=model._keys_to_ignore_on_save,
             handles=[
                 model.register_forward_pre_hook(self._check_labels, with_kwargs=True),
@@ -129,8 +131,8 @@ class Sparsifier(Decisions):
         del language_model.forward
         if attachment.own_forward is not None:
             language_model.forward = attachment.own_forward
-        for layer in language_model.layers:
-            layer.self_attn.config = language_model.config
+        for layer, config in zip(language_model.layers, attachment.layer_configs, strict=True):
+            layer.self_attn.config = config
         for handle in attachment.handles:
             handle.remove()
         model._keys_to_ignore_on_save = attachment.keys_to_ignore_on_save

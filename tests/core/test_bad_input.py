@@ -111,6 +111,8 @@ def test_caches_that_cannot_be_used() -> None:
         model(**row, past_key_values=filled)
     with pytest.raises(ValueError, match="past_key_values"):
         model.generate(**row, max_new_tokens=4, cache_implementation="static")
+    with pytest.raises(ValueError, match="of another run"):
+        model(**row, past_key_values=filled, use_cache=False)
     own = model(**row).past_key_values
     with pytest.raises(ValueError, match="holds 1 rows, the call has 2"):
         model(torch.full((2, 1), 5), past_key_values=own)
