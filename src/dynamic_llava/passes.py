@@ -3,7 +3,7 @@
 Each mode is one class with the same three methods: ``open`` gives the mask of the dense layers, ``select``
 what enters the sparse layers, ``close`` ends the pass. ``select`` is the only place where tokens are dropped.
 
-Legend: B batch, K pictures, I image tokens, N tokens fed, L tokens in sparse layers, T output tokens, C width.
+Legend: B batch, K pictures, I image tokens, N tokens fed, L tokens kept, T output tokens, C channels.
 """
 
 from __future__ import annotations
