@@ -93,14 +93,6 @@ class Scene:
             canvas.polygon(thing.outline(SUPERSAMPLING), fill=ImageColor.getrgb(thing.color))
         return image.resize((SIDE, SIDE), Image.Resampling.BOX)
 
-    def draw_index(self) -> Image.Image:
-        """Which object covers each pixel: mode L, 96 x 96, 0 is background, i + 1 is ``things[i]``."""
-        image = Image.new("L", (SIDE, SIDE), 0)
-        canvas = ImageDraw.Draw(image)
-        for number, thing in enumerate(self.things, start=1):
-            canvas.polygon(thing.outline(1.0), fill=number)
-        return image
-
     @cached_property
     def description(self) -> str:
         """The one right description: every object in reading order, each compared with the one before."""

@@ -1,7 +1,8 @@
-"""The vision stage: every patch learns to name the object that covers it: shape, colour, size and place.
+"""The vision stage: every patch learns to name what its part of the picture holds, and which part it is.
 
-The place must be asked for: a tower that only names objects forgets where they are (a linear probe finds the
-row of 32 % of the object patches, which is chance), and the decoder then cannot tell left from right.
+In a scene the part is the patch's cell of the 3 x 3 layout, in an easy-VQA picture the shape itself. The place
+must be asked for: a tower that only names objects forgets where they are (a linear probe found the row of 32 %
+of the object patches, which is chance), and the decoder then cannot tell left from right.
 
 It gives the tower the head start that LLaVA takes from CLIP. Legend: B pictures, I patches, K classes.
 """
@@ -24,18 +25,19 @@ from dynamic_llava.training.packing import IGNORE
 SHAPES = tuple(sorted({*scenes.SHAPES, *easy_vqa.SHAPES}))
 COLORS = scenes.COLORS
 SIZES = tuple(scenes.RADII)
-CELLS = scenes.POSITIONS
-GRAY_DISTANCE = 60  # easy-VQA's light backgrounds differ from every object by more than this, summed over RGB
+OBJECT_DISTANCE = 60  # easy-VQA's light backgrounds differ from every object by more, summed over RGB
+OBJECT_SHARE = 0.15  # of a patch that an easy-VQA shape must cover to be named there
 
 
 class PatchHeads(nn.Module):
-    """Linear classifiers of shape, colour, size and cell over patch features; class 0 is background."""
+    """Linear classifiers of shape, colour, size (class 0: nothing there) and cell over patch features."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(hidden_size)
         self.classes = nn.ModuleList(
-            nn.Linear(hidden_size, 1 + len(names)) for names in (SHAPES, COLORS, SIZES, CELLS)
+            nn.Linear(hidden_size, classes)
+            for classes in (1 + len(SHAPES), 1 + len(COLORS), 1 + len(SIZES), len(scenes.POSITIONS))
         )
 
     def forward(self, features_BIC: Tensor) -> list[Tensor]:
@@ -90,29 +92,22 @@ def _pixels(images: list[Image.Image], processor: LlavaProcessor) -> Tensor:
 
 
 def _scene_labels(scene: scenes.Scene, patch: int) -> Tensor:
-    index_II = _patch_majority(np.asarray(scene.draw_index()), patch)
-    table = [(0, 0, 0, 0)]
-    table += [
-        (1 + SHAPES.index(t.shape), 1 + COLORS.index(t.color), 1 + SIZES.index(t.size), 1 + t.cell)
-        for t in scene.things
-    ]
-    return torch.tensor(table)[torch.from_numpy(index_II)]
+    table = torch.zeros(len(scenes.POSITIONS), 4, dtype=torch.long)
+    table[:, 3] = torch.arange(len(scenes.POSITIONS))
+    for t in scene.things:
+        names = (1 + SHAPES.index(t.shape), 1 + COLORS.index(t.color), 1 + SIZES.index(t.size))
+        table[t.cell, :3] = torch.tensor(names)
+    third = torch.arange(0, scenes.SIDE, patch) // scenes.CELL
+    return table[(third[:, None] * 3 + third).flatten()]
 
 
 def _easy_vqa_labels(sample: Sample, image: Image.Image, side: int, patch: int) -> Tensor:
     pixels = np.asarray(image.resize((side, side), Image.Resampling.BICUBIC)).astype(np.int64)
     background = np.median(pixels.reshape(-1, 3), axis=0)
-    covered = (np.abs(pixels - background).sum(-1) > GRAY_DISTANCE).astype(np.uint8)
-    index_I = torch.from_numpy(_patch_majority(covered, patch))
+    covered = torch.from_numpy(np.abs(pixels - background).sum(-1) > OBJECT_DISTANCE).float()
+    share_I = F.avg_pool2d(covered[None], patch).flatten()
     shape, color = easy_vqa.attributes(sample)
     known = [1 + SHAPES.index(shape) if shape else IGNORE, 1 + COLORS.index(color) if color else IGNORE]
-    return torch.tensor([[0, 0, 0, 0], [*known, IGNORE, IGNORE]])[index_I]
-
-
-def _patch_majority(index_HW: np.ndarray, patch: int) -> np.ndarray:
-    """Most frequent object in each patch, background only where it covers more than 85 %."""
-    side = index_HW.shape[0] // patch
-    blocks = index_HW.reshape(side, patch, side, patch).swapaxes(1, 2).reshape(side * side, -1)
-    counts = np.stack([(blocks == number).sum(1) for number in range(int(index_HW.max()) + 1)], axis=1)
-    counts[:, 0] = np.where(counts[:, 0] > 0.85 * patch**2, counts[:, 0], -1)
-    return counts.argmax(1)
+    # Elsewhere nothing is asked: what belongs to a shape's part of the picture is not defined there.
+    labels = torch.tensor([[IGNORE] * 4, [*known, IGNORE, IGNORE]])
+    return labels[(share_I > OBJECT_SHARE).long()]
