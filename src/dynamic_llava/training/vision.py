@@ -1,8 +1,8 @@
 """The vision stage: every patch learns to name what its part of the picture holds, and which part it is.
 
-In a scene that is its cell of the 3 x 3 layout, in an easy-VQA picture the shape itself. The place must be asked
-for: a tower that only names objects forgets where they are (a linear probe finds the row of 32 % of the object
-patches, which is chance), and the decoder then cannot tell left from right.
+In a scene that is its cell of the 3 x 3 layout, in an easy-VQA picture the shape itself. The place must
+be asked for: a tower that only names objects forgets where they are (a linear probe finds the row of 32
+% of the object patches, which is chance), and the decoder then cannot tell left from right.
 
 It gives the tower the head start that LLaVA takes from CLIP. Legend: B pictures, I patches, K classes.
 """
