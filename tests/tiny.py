@@ -48,6 +48,7 @@ def model(
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
     made.generation_config.eos_token_id = None
+    made.generation_config.suppress_tokens = [IMAGE_TOKEN]  # without a cache it would ask for another picture
     return made
 
 

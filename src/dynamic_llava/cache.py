@@ -176,6 +176,8 @@ class SparseLayer(CacheLayerMixin):
         """Return -1: the storage grows."""
         return -1
 
+    get_max_cache_shape = get_max_length  # its name in older versions of transformers 5
+
     def reset(self) -> None:
         """Free the storage."""
         self.keys = self.values = None
