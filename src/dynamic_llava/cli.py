@@ -1,0 +1,218 @@
+"""The command line: ``dynamic-llava demo | generate | evaluate | train``.
+
+Answers and JSON go to stdout, progress and remarks to stderr. A user's mistake ends with exit code 2 and one
+line. The heavy imports sit inside the commands, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, ProcessorMixin
+
+
+class _Commands(TyperGroup):
+    """Ends a user's mistake with one line on stderr and exit code 2, and Ctrl-C with 130."""
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            typer.echo("interrupted", err=True)
+            raise typer.Exit(130) from error
+        except typer.TyperException as error:
+            message = (
+                f"{error.format_message()} See: {ctx.command_path} {ctx.invoked_subcommand or ''} --help"
+            )
+            _refuse(message, error)
+        except (ValueError, OSError, ImportError, ArithmeticError) as error:
+            if ctx.params["traceback"]:
+                raise
+            _refuse(str(error), error)
+
+
+def _refuse(message: str, error: Exception) -> None:
+    typer.echo("error: " + " ".join(message.split()), err=True)
+    raise typer.Exit(2) from error
+
+
+app = typer.Typer(cls=_Commands, rich_markup_mode=None, add_completion=False)
+
+
+class Task(StrEnum):
+    """What `evaluate` measures."""
+
+    EASY_VQA = "easy-vqa"
+    SCENES = "scenes"
+    DESCRIPTIONS = "descriptions"
+
+
+Model = Annotated[
+    str, typer.Option("--model", metavar="DIR_OR_ID", help="Checkpoint folder, hub id, or nano.")
+]
+Dense = Annotated[bool, typer.Option("--dense", help="Without the sparsifier: the stock model.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
+
+
+@app.callback()
+def common(
+    traceback: Annotated[bool, typer.Option(help="Show where an error arose, not just one line.")] = False,
+) -> None:
+    """Ask pictures questions with a sparse context: Dynamic-LLaVA."""
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the pictures of what was kept.")] = Path("demo"),
+    model: Model = "nano",
+    as_json: Json = False,
+) -> None:
+    """Answer bundled questions dense and sparse, and show what the sparse context kept and saved.
+
+    Example: dynamic-llava demo --out demo
+    """
+    from rich.console import Console
+
+    import dynamic_llava
+    from dynamic_llava import demo as demonstration
+
+    items = demonstration.run(*dynamic_llava.load(model), demonstration.requests(), out)
+    shown = demonstration.present(items, Console(stderr=as_json))
+    if as_json:
+        _print_json(demonstration.as_json(shown))
+
+
+@app.command()
+def generate(
+    image: Annotated[list[Path], typer.Option(help="A picture; repeat it for several.")],
+    prompt: Annotated[str, typer.Option(help="Question or request; <image> may mark the pictures' places.")],
+    model: Model = "nano",
+    dense: Dense = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
+    image_keep_rate: Annotated[
+        float | None, typer.Option(help="Kept image tokens / all, in (0, 1]; default: as trained.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Answer one prompt about any picture; the answer streams.
+
+    Example: dynamic-llava generate --image cat.jpg --prompt "What is on the sofa?"
+    """
+    from dynamic_llava.images import open_image
+
+    pictures = [open_image(path) for path in image]  # judged before the slow loading of a checkpoint
+
+    from transformers import TextStreamer
+
+    from dynamic_llava.chat import ask
+
+    loaded, processor = _load(model, dense)
+    if image_keep_rate is not None:
+        _set_image_keep_rate(loaded, image_keep_rate)
+    streamer = (
+        None if as_json else TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    )
+    reply = ask(loaded, processor, prompt, pictures, max_new_tokens, streamer)
+    if as_json:
+        summary = {} if reply.report is None else reply.report.summary()
+        _print_json({"answer": reply.text, "output_token_ids": reply.token_ids, **summary})
+
+
+@app.command()
+def evaluate(
+    task: Annotated[Task, typer.Option(help="What to measure.")],
+    model: Model = "nano",
+    dense: Dense = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Ask only the first N questions.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of random dropping.")] = 0,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Result file; default: benchmarks/results/ where the current folder has one."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure accuracy on easy-VQA or held-out scenes, or the quality of long descriptions.
+
+    Example: dynamic-llava evaluate --model nano --task easy-vqa
+    """
+    from rich.console import Console
+
+    from dynamic_llava import evaluation
+    from dynamic_llava.files import write_json
+
+    loaded, processor = _load(model, dense)
+    result = {
+        "command": shlex.join(["dynamic-llava", *sys.argv[1:]]),
+        "model": model,
+        "dense": dense,
+        **evaluation.evaluate(loaded, processor, task, limit=limit, batch_size=batch_size, seed=seed),
+    }
+    path = output or evaluation.default_output(task, model, dense, limit)
+    if path is not None:
+        write_json(path, result)
+        typer.echo(f"written: {path}", err=True)
+    if as_json:
+        _print_json(result)
+    else:
+        Console().print(evaluation.table(result["numbers"]))
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A recipe; the shipped ones are in recipes/.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint.")] = False,
+) -> None:
+    """Train one stage as its recipe says.
+
+    Example: dynamic-llava train recipes/nano-dense.yaml
+    """
+    from dynamic_llava.training.run import train as run_recipe
+
+    typer.echo(run_recipe(recipe, resume=resume))
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+def _load(source: str, dense: bool) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Load what a command asks questions with; detach the sparsifier if ``dense``."""
+    import dynamic_llava
+
+    model, processor = dynamic_llava.load(source)
+    if processor is None:
+        raise ValueError(
+            f"{source}: the checkpoint has no tokenizer or processor; save the model's own beside it"
+        )
+    sparsifier = getattr(model, "sparsifier", None)
+    if dense and sparsifier is not None:
+        sparsifier.detach()
+    elif not dense and sparsifier is None:
+        typer.echo(f"note: {source} has no sparsifier, so it answers dense", err=True)
+    return model, processor
+
+
+def _set_image_keep_rate(model: PreTrainedModel, rate: float) -> None:
+    from dataclasses import replace
+
+    sparsifier = getattr(model, "sparsifier", None)
+    if sparsifier is None:
+        raise ValueError(
+            "--image-keep-rate: the model answers dense; leave it out, or take a sparse checkpoint"
+        )
+    sparsifier.config = replace(sparsifier.config, image_keep_rate=rate)
+
+
+def _print_json(content: dict[str, Any]) -> None:
+    typer.echo(json.dumps(content, ensure_ascii=False))

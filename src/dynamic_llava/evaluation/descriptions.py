@@ -1,0 +1,159 @@
+"""Quality of long descriptions when output tokens leave the K/V cache: perplexity and exactness.
+
+Shape suffixes: B batch, N tokens, A tokens of the longest answer, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from statistics import fmean
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel, ProcessorMixin
+
+from dynamic_llava.chat import chat_answer, dense, report_of
+from dynamic_llava.evaluation.batches import Kept, answer, batches, encode_questions
+from dynamic_llava.evaluation.results import accuracy
+from dynamic_llava.evaluation.tasks import Question
+
+RANDOM_SEEDS = 3
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the comparison: what changes in the sparsifier's config; None runs the stock model."""
+
+    name: str
+    changes: dict[str, Any] | None = field(default_factory=dict)
+
+    def applied(self, model: PreTrainedModel) -> AbstractContextManager[None]:
+        """Return a context in which the model works under this setting."""
+        return dense(model) if self.changes is None else _configured(model, self.changes)
+
+
+def measure(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    questions: Sequence[Question],
+    batch_size: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Compare dense, learned and baseline dropping on the same descriptions.
+
+    The share of output tokens that ``random`` and ``uniform`` keep is the share that the learned policy kept
+    in this run. A model without sparsifier is measured dense only.
+
+    Returns
+    -------
+    dict
+        For each setting the numbers of `measure_setting`; ``random`` holds the mean over its seeds and each seed.
+    """
+    numbers = {"dense": measure_setting(model, processor, questions, batch_size, Setting("dense", None))}
+    if getattr(model, "sparsifier", None) is None:
+        return numbers
+
+    def measured(name: str, **changes: Any) -> dict[str, Any]:
+        return measure_setting(model, processor, questions, batch_size, Setting(name, changes))
+
+    numbers["image"] = measured("image", sparsify_text=False)
+    numbers["image+text"] = measured("image+text")
+    share = numbers["image+text"]["teacher_forced"]["output_tokens_kept"]
+    numbers["image+uniform"] = measured("image+uniform", text_policy="uniform", text_keep_rate=share)
+    runs = [
+        measured(f"image+random, seed {number}", text_policy="random", text_keep_rate=share, seed=number)
+        for number in range(seed, seed + RANDOM_SEEDS)
+    ]
+    mean = {name: round(fmean(run[name] for run in runs), 4) for name in ("perplexity", "accuracy")}
+    numbers["image+random"] = {**mean, "seeds": list(range(seed, seed + RANDOM_SEEDS)), "runs": runs}
+    return numbers
+
+
+def measure_setting(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    questions: Sequence[Question],
+    batch_size: int,
+    setting: Setting,
+) -> dict[str, Any]:
+    """Measure one setting.
+
+    Returns
+    -------
+    dict
+        ``perplexity`` (mean over descriptions, as the paper counts) and ``perplexity_of_all_tokens``, both
+        teacher-forced on the references; ``accuracy`` with counts and interval: greedy descriptions that equal
+        their reference; kept shares while generating, and while scoring under ``teacher_forced``.
+    """
+    losses: list[Tensor] = []
+    lengths: list[Tensor] = []
+    right = 0
+    scored, generated = Kept(), Kept()
+    with setting.applied(model):
+        for asked in batches(questions, batch_size, setting.name):
+            loss_B, length_B = score(model, processor, asked, scored)
+            losses.append(loss_B)
+            lengths.append(length_B)
+            texts = answer(model, processor, asked, generated)
+            right += sum(text == question.answer.strip() for text, question in zip(texts, asked, strict=True))
+    loss, length = torch.cat(losses), torch.cat(lengths)
+    return {
+        "perplexity": round((loss / length).exp().mean().item(), 5),
+        "perplexity_of_all_tokens": round((loss.sum() / length.sum()).exp().item(), 5),
+        **accuracy(right, len(questions)),
+        **generated.shares(),
+        "teacher_forced": scored.shares(),
+        "reference_tokens": int(length.sum()),
+    }
+
+
+def score(
+    model: PreTrainedModel, processor: ProcessorMixin, asked: Sequence[Question], kept: Kept
+) -> tuple[Tensor, Tensor]:
+    """Score one batch of reference answers in a single pass with masks, as if decoded token by token.
+
+    Returns
+    -------
+    (Tensor, Tensor)
+        Summed negative log-likelihood, float64 [B], and the number of answer tokens with end mark, int64 [B].
+    """
+    inputs = encode_questions(processor, asked)
+    continuations = [chat_answer(processor, question.text, 1, question.answer) for question in asked]
+    answers = processor.tokenizer(
+        continuations, add_special_tokens=False, padding=True, padding_side="right", return_tensors="pt"
+    )
+    answer_BA, spoken_BA = answers["input_ids"], answers["attention_mask"].bool()
+    length_B = spoken_BA.sum(dim=1)
+    # The last token of an answer is never fed back, so nothing decides on it.
+    fed_BA = torch.arange(spoken_BA.shape[1]) < length_B[:, None] - 1
+    prompt = inputs["attention_mask"]
+    attention_mask_BN = torch.cat([prompt, answers["attention_mask"]], dim=1)
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], answer_BA], dim=1)
+    inputs["attention_mask"] = attention_mask_BN
+    inputs["position_ids"] = (attention_mask_BN.cumsum(dim=1) - 1).clamp(min=0)
+    sparse = report_of(model) is not None
+    answer_mask_BN = torch.cat([torch.zeros_like(prompt, dtype=torch.bool), fed_BA], dim=1)
+    masks = {"answer_mask": answer_mask_BN.to(model.device)} if sparse else {}
+    with torch.inference_mode():
+        logits_BNV = model(**inputs.to(model.device), **masks, use_cache=False).logits
+    kept.add(model, inputs, (length_B - 1).tolist())
+    predicted_BAV = logits_BNV[:, prompt.shape[1] - 1 : -1].float()
+    loss_BA = F.cross_entropy(
+        predicted_BAV.transpose(1, 2), answer_BA.to(model.device), reduction="none"
+    ).double()
+    return (loss_BA.cpu() * spoken_BA).sum(dim=1), length_B
+
+
+@contextmanager
+def _configured(model: PreTrainedModel, changes: dict[str, Any]) -> Iterator[None]:
+    sparsifier = model.sparsifier
+    before = sparsifier.config
+    sparsifier.config = replace(before, **changes)
+    try:
+        yield
+    finally:
+        sparsifier.config = before
