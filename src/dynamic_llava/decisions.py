@@ -38,13 +38,16 @@ class Decisions(nn.Module):
         )
         self.text_predictor = TextPredictor(hidden_size, config.d_model)
 
-    def keep_image_tokens(self, hidden_KIC: Tensor) -> Tensor:
-        """Return the bool decision ``[K, I]`` on the image tokens of each picture."""
+    def keep_image_tokens(self, hidden_KIC: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the bool decision ``[K, I]`` on each picture's image tokens, and the scores behind it.
+
+        The scores are None where all tokens stay, for then nothing is scored.
+        """
         pictures, tokens, _ = hidden_KIC.shape
         if not self.drops_image_tokens(tokens):
-            return torch.ones(pictures, tokens, dtype=torch.bool, device=hidden_KIC.device)
+            return torch.ones(pictures, tokens, dtype=torch.bool, device=hidden_KIC.device), None
         scores_KI = self._policy(self.config.image_policy).score(hidden_KIC)
-        return top_k_mask(scores_KI, keep_count(tokens, self.config.image_keep_rate))
+        return top_k_mask(scores_KI, keep_count(tokens, self.config.image_keep_rate)), scores_KI
 
     def drops_image_tokens(self, tokens: int) -> bool:
         """Return whether a picture of ``tokens`` image tokens loses any."""

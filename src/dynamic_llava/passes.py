@@ -84,8 +84,8 @@ class Pass(ABC):
             return None
         batch, length, _ = hidden_BNC.shape
         hidden_KIC = hidden_BNC.flatten(0, 1)[self.image_positions_KI]
-        kept_KI = self.sparsifier.keep_image_tokens(hidden_KIC)
-        self.report.add_images((self.image_positions_KI[:, 0] // length).tolist(), batch, kept_KI)
+        kept_KI, scores_KI = self.sparsifier.keep_image_tokens(hidden_KIC)
+        self.report.add_images((self.image_positions_KI[:, 0] // length).tolist(), batch, kept_KI, scores_KI)
         if not self.sparsifier.drops_image_tokens(kept_KI.shape[1]):
             return None
         keep_BN = torch.ones(batch * length, dtype=torch.bool, device=hidden_BNC.device)
@@ -193,7 +193,7 @@ class RecomputePass(Pass):
         """Drop image tokens and output tokens; the newest token always stays."""
         hidden_BNC = tokens.hidden_BNC
         batch, length, _ = hidden_BNC.shape
-        self.report.image_flags, self.report.text_steps = [], []
+        self.report.forget_decisions()
         all_BN = torch.ones(batch, length, dtype=torch.bool, device=hidden_BNC.device)
         valid_BN = all_BN if self.valid_BN is None else self.valid_BN
         image_keep_BN = self.keep_images(hidden_BNC)

@@ -45,6 +45,8 @@ class Report:
 
     Attributes
     ----------
+    image_scores
+        Per row, the policy's scores of each picture's image tokens, in order; none where all tokens stayed.
     image_mask_BI, text_mask_BN
         Masks of a training pass, with their gradients: image tokens by picture, and all tokens, where those
         that no policy decided on are 1. None in every other pass.
@@ -65,6 +67,7 @@ class Report:
         self.text_mask_BN: Tensor | None = None
         self.answer_mask_BN: Tensor | None = None
         self.image_flags: list[list[Tensor]] = []
+        self.image_scores: list[list[Tensor]] = []
         self.text_steps: list[tuple[Tensor, Tensor]] = []
         self.steps: list[Step] = []
         self.predictor_flops = [0.0]  # of each step; the last entry is that of the step under way
@@ -83,11 +86,15 @@ class Report:
         if len(self.steps) == 1:
             self._first_ended = self._ended
 
-    def add_images(self, rows_K: list[int], batch: int, kept_KI: Tensor) -> None:
+    def add_images(self, rows_K: list[int], batch: int, kept_KI: Tensor, scores_KI: Tensor | None) -> None:
         """Record which image tokens of each picture stay; picture k belongs to row ``rows_K[k]``."""
         self.image_flags = self.image_flags or [[] for _ in range(batch)]
+        self.image_scores = self.image_scores or [[] for _ in range(batch)]
         for row, kept_I in zip(rows_K, kept_KI, strict=True):
             self.image_flags[row].append(kept_I)
+        if scores_KI is not None:
+            for row, scores_I in zip(rows_K, scores_KI, strict=True):
+                self.image_scores[row].append(scores_I)
         config, (pictures, tokens) = self.config, kept_KI.shape
         is_scored = config.sparsify_image and keep_count(tokens, config.image_keep_rate) < tokens
         if is_scored and config.image_policy == "learned":
@@ -102,10 +109,15 @@ class Report:
             cost = flops.text_predictor_flops(self.config, self.shape.hidden)
             self.predictor_flops[-1] += kept_BT.numel() * cost
 
+    def forget_decisions(self) -> None:
+        """Drop the recorded decisions: a pass that recomputes everything takes them all again."""
+        self.image_flags, self.image_scores, self.text_steps = [], [], []
+
     def select_rows(self, index: Tensor) -> None:
         """Follow the cache when its rows are reordered, repeated or removed."""
         if self.image_flags:
             self.image_flags = [list(self.image_flags[row]) for row in index.tolist()]
+            self.image_scores = [list(self.image_scores[row]) for row in index.tolist()]
         self.text_steps = [(kept[index], valid[index]) for kept, valid in self.text_steps]
         self.steps = [Step(s.dense_B[index], s.sparse_B[index], s.held_B[index]) for s in self.steps]
 
