@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -59,7 +59,7 @@ def chat_prompt(processor: ProcessorMixin, prompt: str, pictures: int) -> str:
 
 
 def chat_answer(processor: ProcessorMixin, prompt: str, pictures: int, answer: str) -> str:
-    """Return what the chat template puts after `chat_prompt` when the answer is ``answer``, with its end mark.
+    """Return what the chat template puts after `chat_prompt` for ``answer``, with its end mark.
 
     Raises
     ------
@@ -125,7 +125,7 @@ def greedy(
 ) -> Tensor:
     """Generate without sampling; return the new tokens only, int64 [B, new tokens]."""
     with torch.inference_mode():
-        tokens_BN: Any = model.generate(
+        tokens_BN: Tensor = cast(Any, model).generate(
             **inputs, max_new_tokens=max_new_tokens, do_sample=False, streamer=streamer
         )
     return tokens_BN[:, inputs["input_ids"].shape[1] :]

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 class _Commands(TyperGroup):
     """Ends a user's mistake with one line on stderr and exit code 2, and Ctrl-C with 130."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; turn what it raises into one line and an exit code."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
@@ -82,10 +83,9 @@ def demo(
     """
     from rich.console import Console
 
-    import dynamic_llava
     from dynamic_llava import demo as demonstration
 
-    items = demonstration.run(*dynamic_llava.load(model), demonstration.requests(), out)
+    items = demonstration.run(*_load(model, dense=False), demonstration.requests(), out)
     shown = demonstration.present(items, Console(stderr=as_json))
     if as_json:
         _print_json(demonstration.as_json(shown))

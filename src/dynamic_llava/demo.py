@@ -39,7 +39,7 @@ class Request:
 class Item:
     """One answered request; counts are tokens, sizes are bytes, work is floating-point operations.
 
-    ``output_tokens`` counts the generated tokens that were fed back, the ones whose K/V can be kept or dropped;
+    ``output_tokens`` counts the generated tokens that were fed back: those whose K/V can be dropped;
     ``output_words`` and ``output_words_kept`` are the pieces of the answer and the decision on each of them.
     """
 

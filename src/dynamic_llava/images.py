@@ -12,7 +12,7 @@ MAX_PIXELS = 64_000_000
 """Largest picture that is decoded; a small compressed file may hold any number of pixels."""
 
 MAX_ASPECT = 100
-"""Longest side over shortest side; processors scale the shortest side, so a thin strip would grow without bound."""
+"""Longest side over shortest side; processors scale the shortest side, so thin strips would grow huge."""
 
 
 def open_image(path: str | Path) -> Image.Image:

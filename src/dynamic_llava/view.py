@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -90,13 +91,13 @@ def pieces(processor: ProcessorMixin, token_ids: Sequence[int]) -> list[str]:
         len(processor.decode(token_ids[:end], skip_special_tokens=True)) for end in range(len(token_ids) + 1)
     ]
     text = processor.decode(token_ids, skip_special_tokens=True)
-    return [text[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+    return [text[start:end] for start, end in pairwise(ends)]
 
 
 def marked(parts: Sequence[str], kept: Sequence[bool]) -> Text:
     """Join the pieces of an answer; strike those whose K/V was dropped.
 
-    ``kept`` may be one shorter than ``parts``: the last output token is never fed back, so nothing decides on it.
+    ``kept`` may be one shorter than ``parts``: the last output token is never fed back, so nothing decides.
     """
     text = Text()
     for number, part in enumerate(parts):

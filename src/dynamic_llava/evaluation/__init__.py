@@ -44,8 +44,8 @@ def evaluate(
     Returns
     -------
     dict
-        ``task``, ``questions``, ``batch_size``, ``seed``, ``sparsity`` (the config, None if dense), ``numbers``,
-        and `environment`.
+        ``task``, ``questions``, ``batch_size``, ``seed``, ``sparsity`` (the config, None if dense),
+        ``numbers``, and `environment`.
 
     Raises
     ------

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from dynamic_llava.chat import chat_answer, dense, report_of
 from dynamic_llava.evaluation.batches import Kept, answer, batches, encode_questions
 from dynamic_llava.evaluation.results import accuracy
 from dynamic_llava.evaluation.tasks import Question
+from dynamic_llava.sparsifier import Sparsifier
 
 RANDOM_SEEDS = 3
 
@@ -51,7 +52,7 @@ def measure(
     Returns
     -------
     dict
-        For each setting the numbers of `measure_setting`; ``random`` holds the mean over its seeds and each seed.
+        For each setting what `measure_setting` returns; ``random`` holds the mean over seeds and each.
     """
     numbers = {"dense": measure_setting(model, processor, questions, batch_size, Setting("dense", None))}
     if getattr(model, "sparsifier", None) is None:
@@ -150,7 +151,7 @@ def score(
 
 @contextmanager
 def _configured(model: PreTrainedModel, changes: dict[str, Any]) -> Iterator[None]:
-    sparsifier = model.sparsifier
+    sparsifier = cast(Sparsifier, model.sparsifier)
     before = sparsifier.config
     sparsifier.config = replace(before, **changes)
     try:

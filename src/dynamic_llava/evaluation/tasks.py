@@ -10,7 +10,7 @@ from PIL import Image
 
 from dynamic_llava.data import Sample, easy_vqa, scenes
 
-HELD_OUT_SCENES = 1000
+HELD_OUT_SCENES = 500
 """Held-out scenes that a task asks about unless it is limited; there is no end to them."""
 
 
@@ -25,17 +25,17 @@ class Question:
 
 
 def easy_vqa_test() -> list[Question]:
-    """All 9,673 questions of the easy-VQA test split."""
+    """Return all 9,673 questions of the easy-VQA test split."""
     return _flatten(easy_vqa.load("test"))
 
 
 def scene_questions(count: int = HELD_OUT_SCENES) -> list[Question]:
-    """Every short question on ``count`` held-out scenes."""
+    """Return every short question on ``count`` held-out scenes."""
     return [question for question in _held_out(count) if question.kind != "description"]
 
 
 def scene_descriptions(count: int = HELD_OUT_SCENES) -> list[Question]:
-    """Requests to describe ``count`` held-out scenes."""
+    """Return requests to describe ``count`` held-out scenes."""
     return [question for question in _held_out(count) if question.kind == "description"]
 
 
