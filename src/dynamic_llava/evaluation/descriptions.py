@@ -52,7 +52,7 @@ def measure(
     Returns
     -------
     dict
-        For each setting what `measure_setting` returns; ``random`` holds the mean over seeds and each.
+        For each setting what `measure_setting` returns; ``random`` has the mean over seeds and each.
     """
     numbers = {"dense": measure_setting(model, processor, questions, batch_size, Setting("dense", None))}
     if getattr(model, "sparsifier", None) is None:
