@@ -87,7 +87,7 @@ def measure_setting(
     -------
     dict
         ``perplexity`` (mean over descriptions, as the paper counts) and ``perplexity_of_all_tokens``, both
-        teacher-forced on the references; ``accuracy`` with counts and interval: greedy descriptions that equal
+        teacher-forced on the references; ``accuracy`` with counts and interval: greedy descriptions equal to
         their reference; kept shares while generating, and while scoring under ``teacher_forced``.
     """
     losses: list[Tensor] = []
