@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,9 @@ MAX_PIXELS = 64_000_000
 
 MAX_ASPECT = 100
 """Longest side over shortest side; processors scale the shortest side, so thin strips would grow huge."""
+
+UNSUPPORTED_MODES = ("F", "LAB")
+"""Floating-point pixels have no defined range, and Pillow cannot turn CIELAB into RGB."""
 
 
 def open_image(path: str | Path) -> Image.Image:
@@ -36,8 +41,8 @@ def open_image(path: str | Path) -> Image.Image:
     FileNotFoundError
         The file does not exist.
     ValueError
-        The file is empty, broken, no picture, too large (`MAX_PIXELS`), too thin (`MAX_ASPECT`), or holds
-        floating-point pixels, whose range is not defined.
+        The file is empty, broken, no picture, too large (`MAX_PIXELS`), too thin (`MAX_ASPECT`), or its
+        pixels are of no supported kind (`UNSUPPORTED_MODES`).
     """
     path = Path(path)
     if not path.exists():
@@ -46,35 +51,45 @@ def open_image(path: str | Path) -> Image.Image:
         raise ValueError(f"{path}: is not a file; give the path of one picture")
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: the picture file is empty; export or download it again")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's limit is higher than ours; damage that matters raises
+        with _explained(path):
+            image = Image.open(path)
+        with image:
+            _check(path, image)
+            with _explained(path):
+                return _to_rgb(ImageOps.exif_transpose(image))
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn what Pillow raises about a file into one line."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # judged by our own, lower limit
-            with Image.open(path) as image:
-                _check_size(path, image.width, image.height)
-                image.load()
-                return _to_rgb(path, ImageOps.exif_transpose(image))
+        yield
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path}: {_too_large()}") from error
     except UnidentifiedImageError as error:
         raise ValueError(f"{path}: not a picture that can be read; give a PNG, JPEG or WebP file") from error
-    except (OSError, SyntaxError, EOFError) as error:  # Pillow reports broken data as any of these
+    except (OSError, SyntaxError, EOFError, ValueError) as error:  # broken data is any of these
         raise ValueError(f"{path}: the picture is broken ({error}); export or download it again") from error
 
 
-def _check_size(path: Path, width: int, height: int) -> None:
+def _check(path: Path, image: Image.Image) -> None:
+    """Judge a picture by its header."""
+    width, height = image.size
     if width * height > MAX_PIXELS:
         raise ValueError(f"{path}: {width} x {height} pixels: {_too_large()}")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise ValueError(f"{path}: {width} x {height} pixels is thinner than 1:{MAX_ASPECT}; crop it")
+    if image.mode in UNSUPPORTED_MODES:
+        raise ValueError(f"{path}: pixels of mode {image.mode} are not supported; convert it to 8-bit RGB")
 
 
 def _too_large() -> str:
     return f"more than {MAX_PIXELS // 10**6} megapixels are refused; scale the picture down"
 
 
-def _to_rgb(path: Path, image: Image.Image) -> Image.Image:
-    if image.mode == "F":
-        raise ValueError(f"{path}: floating-point pixels have no defined range; convert it to 8-bit RGB")
+def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit greys, held by Pillow in 16 or 32 bits
         grey_HW = np.clip(np.asarray(image) // 257, 0, 255).astype(np.uint8)
         return Image.fromarray(grey_HW).convert("RGB")
