@@ -85,7 +85,7 @@ def demo(
 
     from dynamic_llava import demo as demonstration
 
-    items = demonstration.run(*_load(model, dense=False), demonstration.requests(), out)
+    items = demonstration.run(*_load(model), demonstration.requests(), out)
     shown = demonstration.present(items, Console(stderr=as_json))
     if as_json:
         _print_json(demonstration.as_json(shown))
@@ -115,7 +115,8 @@ def generate(
 
     from dynamic_llava.chat import ask
 
-    loaded, processor = _load(model, dense)
+    loaded, processor = _load(model)
+    _set_dense(loaded, dense)
     if image_keep_rate is not None:
         _set_image_keep_rate(loaded, image_keep_rate)
     streamer = (
@@ -150,7 +151,8 @@ def evaluate(
     from dynamic_llava import evaluation
     from dynamic_llava.files import write_json
 
-    loaded, processor = _load(model, dense)
+    loaded, processor = _load(model)
+    _set_dense(loaded, dense)
     result = {
         "command": shlex.join(["dynamic-llava", *sys.argv[1:]]),
         "model": model,
@@ -186,8 +188,8 @@ def main() -> None:
     app()
 
 
-def _load(source: str, dense: bool) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """Load what a command asks questions with; detach the sparsifier if ``dense``."""
+def _load(source: str) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Load what a command asks questions with."""
     import dynamic_llava
 
     model, processor = dynamic_llava.load(source)
@@ -195,12 +197,16 @@ def _load(source: str, dense: bool) -> tuple[PreTrainedModel, ProcessorMixin]:
         raise ValueError(
             f"{source}: the checkpoint has no tokenizer or processor; save the model's own beside it"
         )
+    return model, processor
+
+
+def _set_dense(model: PreTrainedModel, dense: bool) -> None:
+    """Detach the sparsifier if ``dense``; say so where there is none and nobody asked for dense answers."""
     sparsifier = getattr(model, "sparsifier", None)
     if dense and sparsifier is not None:
         sparsifier.detach()
     elif not dense and sparsifier is None:
-        typer.echo(f"note: {source} has no sparsifier, so it answers dense", err=True)
-    return model, processor
+        typer.echo("note: the checkpoint has no sparsifier, so it answers dense", err=True)
 
 
 def _set_image_keep_rate(model: PreTrainedModel, rate: float) -> None:
