@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
-from dynamic_llava.chat import chat_answer, dense, report_of
+from dynamic_llava.chat import chat_answer, dense
 from dynamic_llava.evaluation.batches import Kept, answer, batches, encode_questions
 from dynamic_llava.evaluation.results import accuracy
 from dynamic_llava.evaluation.tasks import Question
@@ -136,9 +136,9 @@ def score(
     inputs["input_ids"] = torch.cat([inputs["input_ids"], answer_BA], dim=1)
     inputs["attention_mask"] = attention_mask_BN
     inputs["position_ids"] = (attention_mask_BN.cumsum(dim=1) - 1).clamp(min=0)
-    sparse = report_of(model) is not None
     answer_mask_BN = torch.cat([torch.zeros_like(prompt, dtype=torch.bool), fed_BA], dim=1)
-    masks = {"answer_mask": answer_mask_BN.to(model.device)} if sparse else {}
+    is_sparse = getattr(model, "sparsifier", None) is not None
+    masks = {"answer_mask": answer_mask_BN.to(model.device)} if is_sparse else {}
     with torch.inference_mode():
         logits_BNV = model(**inputs.to(model.device), **masks, use_cache=False).logits
     kept.add(model, inputs, (length_B - 1).tolist())
