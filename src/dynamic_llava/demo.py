@@ -104,13 +104,13 @@ def show(item: Item) -> Panel:
 def table(items: Sequence[Item]) -> Table:
     """Render what was kept and saved, one row an item."""
     result = Table(title="kept and saved by the sparse context")
-    result.add_column("picture")
+    result.add_column("picture", no_wrap=True)
     result.add_column("request", max_width=34)
     for heading in ("image tokens", "output tokens", "K/V cache, kB", "prefill, MFLOPs"):
         result.add_column(heading, justify="right")
     for item in items:
         result.add_row(
-            item.picture,
+            Path(item.picture).stem,
             item.question,
             _share(item.image_tokens_kept, item.image_tokens),
             _share(item.output_tokens_kept, item.output_tokens),
