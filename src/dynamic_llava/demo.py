@@ -85,14 +85,14 @@ def run(
         yield _answer(model, processor, request, folder / f"{number:02d}-{Path(request.picture).stem}.png")
 
 
-def show(item: Item) -> Panel:
-    """Render one item for a terminal: both answers side by side, dropped words struck, numbers below."""
+def show(item: Item, plain: bool) -> Panel:
+    """Render one item for a terminal: both answers side by side, dropped words marked as in `marked`."""
     answers = Table(box=None, expand=True, padding=(0, 1))
     answers.add_column("dense", ratio=1)
     answers.add_column("sparse", ratio=1)
     answers.add_row(
         _judged(Text(item.answer_dense), item.answer_dense == item.expected),
-        _judged(marked(item.output_words, item.output_words_kept), item.answer == item.expected),
+        _judged(marked(item.output_words, item.output_words_kept, plain), item.answer == item.expected),
     )
     return Panel(
         Group(answers, Text(item.overlay, style="dim")),
@@ -122,11 +122,12 @@ def table(items: Sequence[Item]) -> Table:
 
 def present(items: Iterator[Item], console: Console) -> list[Item]:
     """Print items as they come, then the legend and the table; return the items."""
+    plain = console.color_system is None  # a file, a pipe, a dumb terminal
     done = []
     for item in items:
-        console.print(show(item))
+        console.print(show(item, plain))
         done.append(item)
-    legend = Text("word", style="dim strike") + Text(" = its K/V was dropped after it was said")
+    legend = marked(["word"], [False], plain) + Text(" = its K/V was dropped after it was said")
     console.print(legend, table(done))
     return done
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -94,17 +95,22 @@ def pieces(processor: ProcessorMixin, token_ids: Sequence[int]) -> list[str]:
     return [text[start:end] for start, end in pairwise(ends)]
 
 
-def marked(parts: Sequence[str], kept: Sequence[bool]) -> Text:
+def marked(parts: Sequence[str], kept: Sequence[bool], plain: bool = False) -> Text:
     """Join the pieces of an answer; strike those whose K/V was dropped.
 
     ``kept`` may be one shorter than ``parts``: the last output token is never fed back, so nothing decides.
+    Where the output has no styles, ``plain`` puts dropped words between ``~~`` instead.
     """
+    dropped = [number < len(kept) and not kept[number] for number in range(len(parts))]
     text = Text()
-    for number, part in enumerate(parts):
-        dropped = number < len(kept) and not kept[number]
-        body = part.lstrip(" ")
-        text.append(part[: len(part) - len(body)])
-        text.append(body, style="dim strike" if dropped else "")
+    for is_dropped, run in groupby(zip(dropped, parts, strict=True), key=itemgetter(0)):
+        words = "".join(part for _, part in run)
+        body = words.lstrip(" ")
+        text.append(" " * (len(words) - len(body)))
+        if is_dropped and plain and body:
+            text.append(f"~~{body}~~")
+        else:
+            text.append(body, style="dim strike" if is_dropped else "")
     text.rstrip()
     return text
 

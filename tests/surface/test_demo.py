@@ -84,7 +84,7 @@ def test_shown_in_a_terminal(
     outcome = command("demo", "--model", checkpoint, "--out", tmp_path)
     assert outcome.code == 0
     assert "28 of 144 (19%)" in outcome.stdout
-    assert "its K/V was dropped" in outcome.stdout
+    assert "~~word~~ = its K/V was dropped" in outcome.stdout
     assert all(request.picture in outcome.stdout for request in demo.requests())
     assert "dense" in outcome.stdout
     assert "sparse" in outcome.stdout

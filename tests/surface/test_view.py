@@ -96,3 +96,9 @@ def test_dropped_words_are_struck_without_their_space() -> None:
     assert text.plain == "one two three four"
     struck = [text.plain[span.start : span.end] for span in text.spans if Style.parse(str(span.style)).strike]
     assert struck == ["two"]
+
+
+def test_dropped_words_are_marked_without_styles() -> None:
+    text = view.marked(["a", " tr", "iangle", " and", ""], [True, False, False, True], plain=True)
+    assert text.plain == "a ~~triangle~~ and"
+    assert text.spans == []
