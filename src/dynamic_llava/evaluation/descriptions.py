@@ -54,6 +54,7 @@ def measure(
     dict
         For each setting what `measure_setting` returns; ``random`` has the mean over seeds and each.
     """
+    questions = sorted(questions, key=lambda question: len(question.answer))  # less padding, less waiting
     numbers = {"dense": measure_setting(model, processor, questions, batch_size, Setting("dense", None))}
     if getattr(model, "sparsifier", None) is None:
         return numbers
@@ -63,7 +64,8 @@ def measure(
 
     numbers["image"] = measured("image", sparsify_text=False)
     numbers["image+text"] = measured("image+text")
-    share = numbers["image+text"]["teacher_forced"]["output_tokens_kept"]
+    # A policy that drops everything is compared as well, and a keep rate is never 0.
+    share = max(numbers["image+text"]["teacher_forced"]["output_tokens_kept"], 1e-4)
     numbers["image+uniform"] = measured("image+uniform", text_policy="uniform", text_keep_rate=share)
     runs = [
         measured(f"image+random, seed {number}", text_policy="random", text_keep_rate=share, seed=number)
