@@ -306,6 +306,8 @@ def test_incomplete_checkpoint(
         (("train", "no-such-recipe.yaml"), "no-such-recipe.yaml"),
         (("train",), "recipe"),
         (("paint",), "paint"),
+        (("--wrong",), "--wrong"),
+        ((), "command"),
     ],
 )
 def test_bad_arguments(arguments: tuple[str, ...], message: str, command: Command) -> None:
