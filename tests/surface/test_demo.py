@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.resources
-import time
 from pathlib import Path
 
 import pytest
@@ -133,10 +132,8 @@ def test_model_that_keeps_all_image_tokens_is_refused(
 
 
 @pytest.mark.skipif(not NANO.is_file(), reason="the package holds no nano weights")
-def test_nano_answers_right_within_half_a_minute(command: Command, tmp_path: Path) -> None:
-    started = time.monotonic()
+def test_nano_answers_right(command: Command, tmp_path: Path) -> None:
     outcome = command("demo", "--json", "--out", tmp_path)
-    assert time.monotonic() - started < 30
     items = outcome.json()["items"]
     short = [item for item in items if item["question"] != scenes.DESCRIBE]
     assert [item["answer"] for item in short] == [item["expected"] for item in short]
