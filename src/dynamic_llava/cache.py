@@ -73,6 +73,8 @@ class Stage:
             Bool ``[B, 1, Q, S]`` over the slots that ``update`` returns; None stands for causal attention in
             an empty cache, or for a single query that sees every slot.
         """
+        if self.slots_BQ is not None:
+            raise ValueError("an earlier call with this cache failed halfway: reset it or begin a new one")
         if not self.length_B.numel():
             self.length_B = torch.zeros(batch, dtype=torch.long, device=device)
             self.valid_BS = torch.zeros(batch, 0, dtype=torch.bool, device=device)
@@ -186,7 +188,8 @@ class SparseLayer(CacheLayerMixin):
     def select_rows(self, index: Tensor) -> None:
         """Take rows by index, for beam search."""
         if self.is_initialized:
-            self.keys, self.values = self.keys[index], self.values[index]
+            with torch.inference_mode(False):  # as for growing
+                self.keys, self.values = self.keys[index], self.values[index]
 
     def _grown(self, old_BHSD: Tensor | None, new_BHQD: Tensor) -> Tensor:
         batch, heads, _, head_dim = new_BHQD.shape

@@ -114,12 +114,23 @@ def save(model: PreTrainedModel, processor: ProcessorMixin | None, folder: str |
         sparsifier = getattr(model, "sparsifier", None)
         if sparsifier is not None:
             sparsifier.save_pretrained(partial)
-        if folder.exists():
-            folder.rename(replaced)
-        partial.rename(folder)
+        _swap(partial, folder, replaced)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _swap(partial: Path, folder: Path, replaced: Path) -> None:
+    """Put ``partial`` in the place of ``folder``, which goes to ``replaced`` and comes back if that fails."""
+    if not folder.exists():
+        partial.rename(folder)
+        return
+    folder.rename(replaced)
+    try:
+        partial.rename(folder)
+    except OSError:
+        replaced.rename(folder)
+        raise
 
 
 def resolve(source: str | Path) -> Path:

@@ -66,9 +66,9 @@ class SparsityConfig:
 
     def validate(self) -> None:
         """Raise ``ValueError`` naming the first setting that is out of range."""
-        if self.layer < 1:
+        if not isinstance(self.layer, int) or self.layer < 1:
             raise ValueError(
-                f"layer is {self.layer}: the first sparse layer must be >= 1, layer 0 stays dense"
+                f"layer is {self.layer!r}: the first sparse layer is a whole number >= 1, layer 0 stays dense"
             )
         for name in ("image_keep_rate", "text_keep_rate", "prompt_keep_rate"):
             rate = getattr(self, name)

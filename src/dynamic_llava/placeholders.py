@@ -49,7 +49,14 @@ def image_positions(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
             f"the prompts hold {total} image tokens for {pictures} pictures: "
             "give each picture one image placeholder"
         )
-    return mask_BN.flatten().nonzero().view(pictures, -1)
+    positions_KI = mask_BN.flatten().nonzero().view(pictures, -1)
+    first_K, last_K = (positions_KI[:, place] // mask_BN.shape[1] for place in (0, -1))
+    if not torch.equal(first_K, last_K):
+        raise ValueError(
+            f"a picture's {positions_KI.shape[1]} image tokens lie in more than one row: "
+            "give each picture one image placeholder in its own row"
+        )
+    return positions_KI
 
 
 def _image_token_mask(module: Any, given: dict[str, Any]) -> Tensor:

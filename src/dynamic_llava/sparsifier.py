@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -183,7 +184,8 @@ class Sparsifier(Decisions):
 
     def _check_labels(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         drops = self.config.sparsify_image or self.config.sparsify_text
-        if drops and kwargs.get("labels") is not None and kwargs.get("answer_mask") is None:
+        given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+        if drops and given.get("labels") is not None and kwargs.get("answer_mask") is None:
             raise ValueError(
                 "labels need a pass at full length: also pass answer_mask, bool [batch, tokens], True at the "
                 "output tokens that may be dropped (all False where none may)"
@@ -243,6 +245,11 @@ class Sparsifier(Decisions):
     def _check_fit(self, model: PreTrainedModel) -> None:
         if self._attachment is not None or hasattr(model, "sparsifier"):
             raise ValueError("model or sparsifier is attached already: call sparsifier.detach() first")
+        if not hasattr(model.base_model, "language_model"):
+            raise ValueError(
+                f"{type(model).__name__} has no language_model inside: attach to a multimodal model such as "
+                "LlavaForConditionalGeneration"
+            )
         config = model.model.language_model.config
         if config.hidden_size != self.hidden_size:
             raise ValueError(

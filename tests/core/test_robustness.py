@@ -1,0 +1,97 @@
+"""What users do by accident: failed calls, odd arguments, models of another kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests import tiny
+from transformers import LlamaForCausalLM
+
+from dynamic_llava import SparsityConfig, checkpoints
+
+
+def test_cache_of_a_failed_call_is_refused() -> None:
+    model = tiny.model()
+    tiny.sparsifier().attach(model)
+    with torch.no_grad():
+        cache = model(**tiny.row(4), use_cache=True).past_key_values
+
+        def fail(*_: Any) -> None:
+            raise RuntimeError("interrupted")
+
+        handle = model.model.language_model.layers[3].register_forward_pre_hook(fail)
+        token = torch.tensor([[7]])
+        with pytest.raises(RuntimeError, match="interrupted"):
+            model(input_ids=token, past_key_values=cache, use_cache=True)
+        handle.remove()
+        with pytest.raises(ValueError, match="an earlier call with this cache failed"):
+            model(input_ids=token, past_key_values=cache, use_cache=True)
+        cache.reset()
+        model(**tiny.row(4), past_key_values=cache, use_cache=True)
+
+
+def test_cache_of_a_beam_search_goes_on_outside_inference_mode() -> None:
+    model = tiny.model()
+    tiny.sparsifier().attach(model)
+    with torch.inference_mode():
+        cache = model(**tiny.row(4), use_cache=True).past_key_values
+        cache.reorder_cache(torch.tensor([0]))
+    with torch.no_grad():
+        model(input_ids=torch.tensor([[7]]), past_key_values=cache, use_cache=True)
+
+
+def test_pictures_that_span_rows_are_refused() -> None:
+    model = tiny.model()
+    tiny.sparsifier().attach(model)
+    two = tiny.row(4, images=2)
+    image = two["input_ids"][0] == tiny.IMAGE_TOKEN
+    uneven = two["input_ids"].repeat(2, 1)
+    uneven[0, image.nonzero()[:24, 0]] = 7  # 8 image tokens in the first row, 24 in the second
+    uneven[1, image.nonzero()[:8, 0]] = 7
+    with pytest.raises(ValueError, match="row"):
+        model(input_ids=uneven, pixel_values=two["pixel_values"])
+
+
+def test_positional_labels_need_an_answer_mask_too() -> None:
+    model = tiny.model()
+    tiny.sparsifier().attach(model)
+    row = tiny.row(4)
+    before_labels = [row["input_ids"], row["pixel_values"], row["attention_mask"], *[None] * 5]
+    with pytest.raises(ValueError, match="answer_mask"):
+        model(*before_labels, row["input_ids"])
+
+
+def test_text_models_are_refused() -> None:
+    text_model = LlamaForCausalLM(tiny.model().config.text_config)
+    with pytest.raises(ValueError, match="LlamaForCausalLM"):
+        tiny.sparsifier().attach(text_model)
+
+
+@pytest.mark.parametrize("layer", [2.5, "2"])
+def test_layer_must_be_whole(layer: Any) -> None:
+    with pytest.raises(ValueError, match="layer is"):
+        SparsityConfig(layer=layer)
+
+
+def test_saving_that_fails_at_the_end_leaves_the_old_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    checkpoints.save(tiny.model(seed=0), None, folder)
+    before = load_file(folder / "model.safetensors")
+    rename = Path.rename
+
+    def fail(self: Path, target: Path) -> Path:
+        if self.name.endswith(".partial"):
+            raise OSError("disk full")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="disk full"):
+        checkpoints.save(tiny.model(seed=1), None, folder)
+    after = load_file(folder / "model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
