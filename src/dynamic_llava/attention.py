@@ -107,6 +107,8 @@ def _policy_attention(stock: Any) -> Any:
     ) -> tuple[Tensor, Tensor | None]:
         if policy_BN is None:
             return stock(module, query, key, value, attention_mask, **kwargs)
+        if kwargs.get("dropout"):
+            raise ValueError("attention_dropout is not supported in the training pass: set it to 0")
         repeats = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
         out = masked_attention(query, key, value, policy_BN, attention_mask, kwargs["scaling"])

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -88,7 +89,7 @@ class Sparsifier(Decisions):
         Returns
         -------
         Sparsifier
-            Itself, moved to the model's device and dtype.
+            Itself, in the model's device, dtype and mode (training or evaluation).
 
         Raises
         ------
@@ -185,10 +186,11 @@ class Sparsifier(Decisions):
     def _check_labels(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         drops = self.config.sparsify_image or self.config.sparsify_text
         given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
-        if drops and given.get("labels") is not None and kwargs.get("answer_mask") is None:
+        learns = given.get("labels") is not None or (self.training and torch.is_grad_enabled())
+        if drops and learns and kwargs.get("answer_mask") is None:
             raise ValueError(
-                "labels need a pass at full length: also pass answer_mask, bool [batch, tokens], True at the "
-                "output tokens that may be dropped (all False where none may)"
+                "labels and training need a full-length pass: also pass answer_mask, bool [batch, tokens], "
+                "True at the output tokens that may be dropped (all False where none may)"
             )
 
     def _find_images(

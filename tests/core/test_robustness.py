@@ -95,3 +95,31 @@ def test_saving_that_fails_at_the_end_leaves_the_old_checkpoint(
         checkpoints.save(tiny.model(seed=1), None, folder)
     after = load_file(folder / "model.safetensors")
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_attaching_takes_over_the_mode_of_the_model(training: bool) -> None:
+    model, sparsifier = tiny.model().train(training), tiny.sparsifier().train(not training)
+    sparsifier.attach(model)
+    assert sparsifier.training == training
+
+
+def test_training_without_answer_mask_is_refused() -> None:
+    model = tiny.model()
+    tiny.sparsifier().attach(model)
+    model.train()
+    with pytest.raises(ValueError, match="answer_mask"):
+        model(**tiny.row(4))
+    with torch.no_grad():
+        model(**tiny.row(4))
+
+
+def test_attention_dropout_is_refused_in_training() -> None:
+    model = tiny.model()
+    tiny.sparsifier().attach(model)
+    model.train()
+    for layer in model.model.language_model.layers:
+        layer.self_attn.attention_dropout = 0.1
+    row = tiny.row(4)
+    with pytest.raises(ValueError, match="attention_dropout"):
+        model(**row, answer_mask=torch.zeros_like(row["input_ids"], dtype=torch.bool))
