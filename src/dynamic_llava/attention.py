@@ -54,6 +54,11 @@ class _MaskedAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_BHND: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.autocast(grad_BHND.device.type, enabled=False):
+            return _MaskedAttention._gradients(ctx, grad_BHND)
+
+    @staticmethod
+    def _gradients(ctx: Any, grad_BHND: Tensor) -> tuple[Tensor | None, ...]:
         q_BHND, k_BHND, v_BHND, policy_BN, ratio, out = ctx.saved_tensors
         q, k, v, policy = q_BHND.float(), k_BHND.float(), v_BHND.float(), policy_BN.float()[:, None, :, None]
         exempt = 1 - policy
@@ -88,9 +93,10 @@ def masked_attention(
     -------
     Tensor
         ``[B, H, N, D]``, computed in float32, in the dtype of ``v_BHND``. Equal to
-        :func:`~dynamic_llava.selection.masked_softmax` times the values.
+        :func:`~dynamic_llava.selection.masked_softmax` times the values, also under autocast.
     """
-    return _MaskedAttention.apply(q_BHND, k_BHND, v_BHND, policy_BN, ~visible_B1NN, scaling)
+    with torch.autocast(q_BHND.device.type, enabled=False):
+        return _MaskedAttention.apply(q_BHND, k_BHND, v_BHND, policy_BN, ~visible_B1NN, scaling)
 
 
 def _policy_attention(stock: Any) -> Any:

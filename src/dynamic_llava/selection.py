@@ -38,8 +38,9 @@ def straight_through(logits: Tensor, tau: float) -> Tensor:
     Returns
     -------
     Tensor
-        ``[...]``, exactly 0 or 1, in the dtype of ``logits``.
+        ``[...]``, float32, exactly 0 or 1.
     """
+    logits = logits.float()  # in half precision the noise can be 0, and its logarithm infinite
     soft = ((logits.log_softmax(-1) - exponential_noise(logits).log()) / tau).softmax(-1)
     keep = soft[..., 0]
     hard = (soft.argmax(-1) == 0).to(keep.dtype)

@@ -133,3 +133,18 @@ def test_padding_on_either_side_changes_nothing() -> None:
         logits = model(**padded, pixel_values=row["pixel_values"], answer_mask=mask).logits
         torch.testing.assert_close(logits[:, left : left + 26], alone, atol=1e-4, rtol=1e-3)
     assert sparsifier.report.text_mask_BN.eq(0).any()
+
+
+def test_autocast_leaves_masks_and_attention_in_float32() -> None:
+    losses = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model, sparsifier = training_pair(min_answer_length=1)
+        inputs = tiny.batch([tiny.row(14, 1, 0), tiny.row(14, 1, 1)])
+        torch.manual_seed(0)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            out = model(**inputs, labels=inputs["input_ids"], answer_mask=last_columns(inputs, 10, 10))
+            out.loss.backward()
+        assert sparsifier.report.image_mask_BI.dtype == torch.float32
+        assert all(parameter.grad.isfinite().all() for parameter in sparsifier.parameters())
+        losses.append(out.loss)
+    torch.testing.assert_close(losses[0], losses[1], atol=0.05, rtol=0.02)
