@@ -133,11 +133,11 @@ def scene(index: int, split: Split) -> Scene:
     return Scene(things, (red, green, blue))
 
 
-def make(index: int, split: Split) -> Sample:
-    """Return scene number ``index`` with one question of each kind and the request to describe it."""
+def make(index: int, split: Split, rounds: int = 1) -> Sample:
+    """Return scene number ``index`` with ``rounds`` questions of each kind and the request to describe it."""
     drawn = scene(index, split)
     rng = random.Random(f"questions-{split}-{index}")
-    asked = [ask(rng, drawn.things) for ask in _QUESTIONS]
+    asked = [ask(rng, drawn.things) for _ in range(rounds) for ask in _QUESTIONS]
     turns = (*asked, Turn(DESCRIBE, drawn.description, "description"))
     return Sample(f"scenes/{split}/{index}", drawn.draw, turns)
 

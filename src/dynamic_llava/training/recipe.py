@@ -25,6 +25,8 @@ class Recipe(BaseModel):
     steps: int = Field(gt=0)
     scenes_per_step: int = Field(ge=0)
     easy_vqa_per_step: int = Field(ge=0)
+    question_rounds: int = Field(default=1, gt=0)
+    """How often every kind of question is asked about a scene."""
     learning_rate: float = Field(gt=0)
     """Peak rate of the model's parameters; warm-up, then cosine to zero."""
     matrix_learning_rate: float = Field(default=2e-3, gt=0)
@@ -35,6 +37,8 @@ class Recipe(BaseModel):
     weight_decay: float = Field(default=0.0, ge=0)
     optimizer: Literal["adamw", "muon"] = "adamw"
     """muon: Muon for the hidden matrices, AdamW for everything else."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: matrix products under autocast, weights stay float32; faster where the hardware has it."""
     train_vision_tower: bool = False
     short_answer_weight: float = Field(default=1.0, gt=0)
     clip_norm: float = Field(default=1.0, gt=0)

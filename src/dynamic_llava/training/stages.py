@@ -41,8 +41,15 @@ class Stage(ABC):
         self.recipe = recipe
         self.model = model
         self.processor = processor
-        self.stream = Stream(recipe.scenes_per_step, recipe.easy_vqa_per_step, recipe.seed)
+        self.stream = Stream(
+            recipe.scenes_per_step, recipe.easy_vqa_per_step, recipe.question_rounds, recipe.seed
+        )
         self.modules: dict[str, nn.Module] = {"model": model}
+
+    def autocast(self) -> torch.autocast:
+        """Context of the forward passes: matrix products in the recipe's precision, weights in float32."""
+        dtype = getattr(torch, self.recipe.precision)
+        return torch.autocast(self.model.device.type, dtype=dtype, enabled=dtype != torch.float32)
 
     @abstractmethod
     def backward(self, step: int) -> Metrics:
@@ -67,7 +74,8 @@ class VisionStage(Stage):
         super().__init__(recipe, nano.build_model(processor, recipe.seed), processor)
         self.model.requires_grad_(False)
         self.model.model.vision_tower.requires_grad_(True)
-        self.heads = vision.PatchHeads(self.model.model.multi_modal_projector.linear_1.in_features)
+        features = self.model.model.multi_modal_projector.linear_1.in_features
+        self.heads = vision.PatchHeads(features, side=nano.IMAGE_SIDE // nano.PATCH_SIDE)
         self.modules["heads"] = self.heads
 
     def backward(self, step: int) -> Metrics:
@@ -77,11 +85,12 @@ class VisionStage(Stage):
             batches.append(vision.scene_batch(indices, self.processor))
         if samples := self.stream.easy_vqa(step):
             batches.append(vision.easy_vqa_batch(samples, self.processor))
-        pixel_values, labels_BI4 = (torch.cat(parts) for parts in zip(*batches, strict=True))
-        logits = self.heads(vision.patch_features(self.model, pixel_values))
-        loss = vision.loss(logits, labels_BI4)
+        pixel_values, labels_BIA = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        with self.autocast():
+            logits = self.heads(vision.patch_features(self.model, pixel_values))
+        loss = vision.loss(logits, labels_BIA)
         loss.backward()
-        return {"loss": loss.item(), "accuracy": vision.accuracy(logits, labels_BI4)}
+        return {"loss": loss.item(), "accuracy": vision.accuracy(logits, labels_BIA)}
 
 
 class DenseStage(Stage):
@@ -100,7 +109,8 @@ class DenseStage(Stage):
         total_weight = sum(_label_weight(batch) for batch in batches)
         metrics: Metrics = {"loss": 0.0}
         for batch in batches:
-            output = self.model(**_inputs(batch))
+            with self.autocast():
+                output = self.model(**_inputs(batch))
             loss = _weighted_loss(output.logits, batch) / total_weight
             loss.backward()
             metrics["loss"] += loss.item()
@@ -131,7 +141,8 @@ class DynamicStage(Stage):
         metrics: Metrics = {"loss": 0.0, "ratio_loss": 0.0}
         kept: dict[str, list[Tensor]] = {"image_kept": [], "text_kept": []}
         for batch in batches:
-            output = self.model(**_inputs(batch), answer_mask=batch.answer_mask_BN)
+            with self.autocast():
+                output = self.model(**_inputs(batch), answer_mask=batch.answer_mask_BN)
             loss = _weighted_loss(output.logits, batch) / total_weight
             image_term, text_term = self.sparsifier.ratio_loss()
             ratio = (image_term + text_term) * len(batch.input_ids_BN) / total_rows
@@ -177,5 +188,6 @@ def _weighted_loss(logits_BNV: Tensor, batch: Batch) -> Tensor:
     """Cross-entropy of the next token, summed with each label's weight."""
     labels_BN = batch.labels_BN[:, 1:]
     labelled_BN = labels_BN != IGNORE
-    losses = F.cross_entropy(logits_BNV[:, :-1][labelled_BN], labels_BN[labelled_BN], reduction="none")
+    logits_AV = logits_BNV[:, :-1][labelled_BN].float()
+    losses = F.cross_entropy(logits_AV, labels_BN[labelled_BN], reduction="none")
     return (losses * batch.weights_BN[:, 1:][labelled_BN]).sum()
