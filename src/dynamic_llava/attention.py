@@ -16,7 +16,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
-from dynamic_llava.selection import MAX_DROPPED
+from dynamic_llava.selection import MAX_DROPPED, masked_softmax
 
 STOCK_ATTENTION = {"sdpa": sdpa_attention_forward, "eager": eager_attention_forward}
 
@@ -99,8 +99,27 @@ def masked_attention(
         return _MaskedAttention.apply(q_BHND, k_BHND, v_BHND, policy_BN, ~visible_B1NN, scaling)
 
 
+def _official_attention(
+    q_BHND: Tensor,
+    k_BHND: Tensor,
+    v_BHND: Tensor,
+    policy_BN: Tensor,
+    visible_B1NN: Tensor,
+    scaling: float,
+    eps: float,
+) -> Tensor:
+    """Attend with the weights of the official code, whose eps lets a little of hidden keys through."""
+    with torch.autocast(q_BHND.device.type, enabled=False):
+        scores_BHNN = (q_BHND.float() @ k_BHND.float().mT) * scaling
+        weights_BHNN = masked_softmax(scores_BHNN.masked_fill(~visible_B1NN, -torch.inf), policy_BN, eps)
+        return (weights_BHNN @ v_BHND.float()).to(v_BHND.dtype)
+
+
 def _policy_attention(stock: Any) -> Any:
-    """Return ``stock``, extended by the keyword ``policy_BN`` that selects :func:`masked_attention`."""
+    """Return ``stock``, extended by ``policy_BN``, which selects :func:`masked_attention`.
+
+    ``policy_eps`` above 0 selects the definition with the official eps terms instead, which are not fused.
+    """
 
     def forward(
         module: nn.Module,
@@ -109,6 +128,7 @@ def _policy_attention(stock: Any) -> Any:
         value: Tensor,
         attention_mask: Any,
         policy_BN: Tensor | None = None,
+        policy_eps: float = 0.0,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         if policy_BN is None:
@@ -117,7 +137,8 @@ def _policy_attention(stock: Any) -> Any:
             raise ValueError("attention_dropout is not supported in the training pass: set it to 0")
         repeats = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
-        out = masked_attention(query, key, value, policy_BN, attention_mask, kwargs["scaling"])
+        keyed = (query, key, value, policy_BN, attention_mask, kwargs["scaling"])
+        out = _official_attention(*keyed, policy_eps) if policy_eps > 0 else masked_attention(*keyed)
         return out.transpose(1, 2).contiguous(), None
 
     return forward

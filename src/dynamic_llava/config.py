@@ -28,13 +28,21 @@ class SparsityConfig:
     sparsify_image, sparsify_text
         Whether image tokens (in the prefill) and output tokens (while decoding) are dropped at all.
     sparsify_prompt
-        Dropping prompt tokens. The paper advises against it; not supported, so ``True`` is refused.
+        Whether tokens of the last question are dropped too, by ``text_policy`` (the learned one has a third
+        predictor, made only where this is set at the start). Off: the paper measured that it hurts.
+    prompt_marker
+        Token ids that the last question starts with: what follows their last occurrence after the pictures
+        may be dropped, or everything after the pictures where they do not occur. By default the "USER:" of
+        Llama's tokenizer, as in the official code.
     d_model, nhead, dim_feedforward, num_layers
         Shape of the image predictor; ``d_model`` is also the width of the text predictor.
-    min_answer_length
-        LEN of the paper: in training, answers with fewer tokens keep all of them and pay no penalty.
+    min_answer_length, min_prompt_length
+        LEN of the paper: in training, answers (questions) with fewer tokens keep all and pay no penalty.
     ratio_weight
         Weight of the keep-rate penalties in the training loss.
+    softmax_eps
+        Eps of the masked softmax in training. 0: dropped and future keys weigh exactly nothing. The official
+        code has 1e-6, which lets a little of them through; the pass then takes a slower path.
     seed
         Seed of the random policy.
 
@@ -53,15 +61,19 @@ class SparsityConfig:
     sparsify_image: bool = True
     sparsify_text: bool = True
     sparsify_prompt: bool = False
+    prompt_marker: tuple[int, ...] = (11889, 29901)
     d_model: int = 512
     nhead: int = 8
     dim_feedforward: int = 2048
     num_layers: int = 2
     min_answer_length: int = 50
+    min_prompt_length: int = 25
     ratio_weight: float = 100.0
+    softmax_eps: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
+        self.prompt_marker = tuple(self.prompt_marker)  # JSON has lists
         self.validate()
 
     def validate(self) -> None:
@@ -89,14 +101,9 @@ class SparsityConfig:
             raise ValueError(
                 f"d_model is {self.d_model}: the predictors halve it twice, choose a multiple of 4"
             )
-        if self.min_answer_length < 0:
-            raise ValueError(f"min_answer_length is {self.min_answer_length}: it must not be negative")
-        if self.ratio_weight < 0:
-            raise ValueError(f"ratio_weight is {self.ratio_weight}: it must not be negative")
-        if self.sparsify_prompt:
-            raise ValueError(
-                "sparsify_prompt is True: dropping prompt tokens is not supported, set it to False"
-            )
+        for name in ("min_answer_length", "min_prompt_length", "ratio_weight", "softmax_eps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must not be negative")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by name, ready for JSON."""

@@ -20,7 +20,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from dynamic_llava import masks
 from dynamic_llava.cache import SparseCache
-from dynamic_llava.passes import CachedPass, MaskedPass, Pass, PromptState, RecomputePass, Tokens
+from dynamic_llava.passes import CachedPass, Inputs, MaskedPass, Pass, PromptState, RecomputePass, Tokens
 
 if TYPE_CHECKING:
     from dynamic_llava.sparsifier import Sparsifier
@@ -39,7 +39,9 @@ def sparse_forward(
     *,
     sparsifier: Sparsifier,
     image_positions_KI: Tensor | None = None,
+    token_ids_BN: Tensor | None = None,
     answer_mask: Tensor | None = None,
+    prompt_mask: Tensor | None = None,
     **kwargs: Any,
 ) -> BaseModelOutputWithPast:
     """Run the decoder with the decisions of ``sparsifier``, in place of the stock ``forward``.
@@ -48,10 +50,11 @@ def sparse_forward(
     ----------
     language_model
         The stock decoder.
-    image_positions_KI
+    image_positions_KI, token_ids_BN
         See :class:`Pass`; the sparsifier's hook on the multimodal model finds them.
-    answer_mask
-        Bool ``[B, N]``, droppable output tokens: asks for a masked pass at full length.
+    answer_mask, prompt_mask
+        Bool ``[B, N]``, droppable output tokens and prompt tokens: the first asks for a masked pass at full
+        length, the second is needed then if ``sparsify_prompt`` is on.
     **kwargs
         Go to the layers.
     """
@@ -60,15 +63,14 @@ def sparse_forward(
     if inputs_embeds is None:
         inputs_embeds = language_model.embed_tokens(input_ids)
     sparsifier.check()
+    given = Inputs(image_positions_KI, token_ids_BN, attention_mask)
     if answer_mask is not None:
         report = sparsifier.new_report(inputs_embeds)
-        mode: Pass = MaskedPass(sparsifier, report, image_positions_KI, attention_mask, answer_mask)
+        mode: Pass = MaskedPass(sparsifier, report, given, answer_mask, prompt_mask)
     elif use_cache:
-        cache = _sparse_cache(sparsifier, past_key_values, inputs_embeds)
-        mode = CachedPass(sparsifier, cache.report, image_positions_KI, attention_mask, cache)
+        mode = CachedPass(sparsifier, given, _sparse_cache(sparsifier, past_key_values, inputs_embeds))
     else:
-        state = _prompt_state(sparsifier, past_key_values, inputs_embeds)
-        mode = RecomputePass(sparsifier, state.report, image_positions_KI, attention_mask, state.length)
+        mode = RecomputePass(sparsifier, given, _prompt_state(sparsifier, past_key_values, inputs_embeds))
     sparsifier.report = mode.report
     if position_ids is None:
         past = mode.cache.get_seq_length() if mode.cache is not None else 0
@@ -131,6 +133,7 @@ def _run(
             past_key_values=cache,
             use_cache=cache is not None,
             policy_BN=tokens.policy_BN,
+            policy_eps=tokens.policy_eps,
             **kwargs,
         )
     return hidden_BNC

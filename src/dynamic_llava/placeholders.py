@@ -1,4 +1,4 @@
-"""Where the tokens of each picture lie in a prompt.
+"""Where the tokens of each picture lie in a prompt, and where its last question.
 
 Legend: B batch, N tokens, K pictures, I image tokens, C channels.
 """
@@ -57,6 +57,54 @@ def image_positions(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
             "give each picture one image placeholder in its own row"
         )
     return positions_KI
+
+
+def question_mask(
+    token_ids_BN: Tensor | None, image_positions_KI: Tensor | None, valid_BN: Tensor, marker: tuple[int, ...]
+) -> Tensor:
+    """Find the prompt tokens that may be dropped: the last question, all but its last token.
+
+    It starts with the last ``marker`` after the row's pictures, or right after them where there is none (the
+    official ``last_instruct`` span); a row without pictures has none.
+
+    Parameters
+    ----------
+    token_ids_BN
+        None where the prompt was given as embeddings: then no marker is looked for.
+    image_positions_KI
+        See :func:`image_positions`.
+    valid_BN
+        Which tokens belong to the prompt: no padding, no answer.
+    marker
+        Token ids; may be empty.
+
+    Returns
+    -------
+    Tensor
+        Bool ``[B, N]``.
+    """
+    batch, length = valid_BN.shape
+    column_N = torch.arange(length, device=valid_BN.device)
+    if image_positions_KI is None:
+        return torch.zeros_like(valid_BN)
+    row_K, column_K = image_positions_KI[:, -1] // length, image_positions_KI[:, -1] % length
+    start_B = torch.full((batch,), length, device=valid_BN.device)
+    start_B = start_B.scatter_reduce(0, row_K, column_K + 1, "amax", include_self=False)
+    if token_ids_BN is not None and 0 < len(marker) <= length:
+        wanted = torch.tensor(marker, device=valid_BN.device)
+        found_BM = (token_ids_BN.unfold(1, len(marker), 1) == wanted).all(-1)
+        found_BM &= valid_BN.unfold(1, len(marker), 1).all(-1)
+        found_BM &= column_N[: found_BM.shape[1]] >= start_B[:, None]
+        last_B = torch.where(found_BM, column_N[: found_BM.shape[1]], -1).amax(-1)
+        start_B = torch.where(last_B >= 0, last_B, start_B)
+    return but_last(valid_BN & (column_N >= start_B[:, None]), valid_BN)
+
+
+def but_last(mask_BN: Tensor, valid_BN: Tensor) -> Tensor:
+    """Take the last token of each row out of a mask."""
+    column_N = torch.arange(valid_BN.shape[1], device=valid_BN.device)
+    last_B1 = torch.where(valid_BN, column_N, -1).amax(-1, keepdim=True)
+    return mask_BN & (column_N != last_B1)
 
 
 def _image_token_mask(module: Any, given: dict[str, Any]) -> Tensor:

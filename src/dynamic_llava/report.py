@@ -29,6 +29,25 @@ class Step:
     held_B: Tensor
 
 
+@dataclass(frozen=True)
+class Span:
+    """One droppable span a row in training: its tokens, bool ``[B, N]``, and what is asked of its mask."""
+
+    mask_BN: Tensor
+    min_length: int
+    keep_rate: float
+
+    @property
+    def is_long_B(self) -> Tensor:
+        """Which rows are long enough to lose tokens."""
+        return self.mask_BN.sum(-1) >= max(self.min_length, 1)
+
+    def penalty(self, kept_BN: Tensor) -> Tensor:
+        """Mean over rows of the squared distance to the keep rate; short rows count as 0."""
+        kept_B = (kept_BN * self.mask_BN).sum(-1) / self.mask_BN.sum(-1).clamp(min=1)
+        return ((self.keep_rate - kept_B).square() * self.is_long_B).mean()
+
+
 class Report:
     """The record of one call, or of all calls that share a cache.
 
@@ -47,9 +66,11 @@ class Report:
     ----------
     image_scores
         Per row, the policy's scores of each picture's image tokens, in order; none where all tokens stayed.
-    image_mask_BI, text_mask_BN
+    image_mask_BI, text_mask_BN, prompt_mask_BN
         Masks of a training pass, with their gradients: image tokens by picture, and all tokens, where those
         that no policy decided on are 1. None in every other pass.
+    answer_span, prompt_span
+        Which tokens the last two are about. None in every other pass.
     """
 
     def __init__(
@@ -65,10 +86,13 @@ class Report:
         self.stages = stages
         self.image_mask_BI: Tensor | None = None
         self.text_mask_BN: Tensor | None = None
-        self.answer_mask_BN: Tensor | None = None
+        self.prompt_mask_BN: Tensor | None = None
+        self.answer_span: Span | None = None
+        self.prompt_span: Span | None = None
         self.image_flags: list[list[Tensor]] = []
         self.image_scores: list[list[Tensor]] = []
         self.text_steps: list[tuple[Tensor, Tensor]] = []
+        self.prompt_steps: list[tuple[Tensor, Tensor]] = []
         self.steps: list[Step] = []
         self.predictor_flops = [0.0]  # of each step; the last entry is that of the step under way
         self._started = time.perf_counter()
@@ -105,13 +129,17 @@ class Report:
         """Record decisions on output tokens; ``valid_BT`` tells them from padding."""
         valid_BT = torch.ones_like(kept_BT) if valid_BT is None else valid_BT
         self.text_steps.append((kept_BT, valid_BT))
-        if self.config.sparsify_text and self.config.text_policy == "learned":
-            cost = flops.text_predictor_flops(self.config, self.shape.hidden)
-            self.predictor_flops[-1] += kept_BT.numel() * cost
+        if self.config.sparsify_text:
+            self._add_text_flops(kept_BT.numel())
+
+    def add_prompt(self, kept_BN: Tensor, droppable_BN: Tensor) -> None:
+        """Record decisions on the prompt tokens that may be dropped."""
+        self.prompt_steps.append((kept_BN, droppable_BN))
+        self._add_text_flops(kept_BN.numel())
 
     def forget_decisions(self) -> None:
         """Drop the recorded decisions: a pass that recomputes everything takes them all again."""
-        self.image_flags, self.image_scores, self.text_steps = [], [], []
+        self.image_flags, self.image_scores, self.text_steps, self.prompt_steps = [], [], [], []
 
     def select_rows(self, index: Tensor) -> None:
         """Follow the cache when its rows are reordered, repeated or removed."""
@@ -119,6 +147,7 @@ class Report:
             self.image_flags = [list(self.image_flags[row]) for row in index.tolist()]
             self.image_scores = [list(self.image_scores[row]) for row in index.tolist()]
         self.text_steps = [(kept[index], valid[index]) for kept, valid in self.text_steps]
+        self.prompt_steps = [(kept[index], droppable[index]) for kept, droppable in self.prompt_steps]
         self.steps = [Step(s.dense_B[index], s.sparse_B[index], s.held_B[index]) for s in self.steps]
 
     @property
@@ -131,11 +160,12 @@ class Report:
     @property
     def text_kept(self) -> list[Tensor]:
         """Per row, the bool decision on each generated token that was fed back."""
-        if not self.text_steps:
-            return [torch.zeros(0, dtype=torch.bool) for _ in range(self._batch)]
-        kept_BT = torch.cat([kept for kept, _ in self.text_steps], dim=1)
-        valid_BT = torch.cat([valid for _, valid in self.text_steps], dim=1)
-        return [kept[valid] for kept, valid in zip(kept_BT, valid_BT, strict=True)]
+        return self._by_row(self.text_steps)
+
+    @property
+    def prompt_kept(self) -> list[Tensor]:
+        """Per row, the bool decision on each prompt token that could be dropped (``sparsify_prompt``)."""
+        return self._by_row(self.prompt_steps)
 
     @property
     def kv_lengths(self) -> Tensor:
@@ -151,7 +181,7 @@ class Report:
 
         ``*_dense`` is what the model without sparsifier holds or computes for the same tokens;
         ``prefill_flops`` are those of the first pass, predictors included. Decisions on output tokens are
-        those of ``text_kept``.
+        those of ``text_kept``; ``prompt_tokens`` are only those that could be dropped.
         """
         bytes_per_token = self.shape.kv_bytes_per_token(self.element_size)
         lengths = self.kv_lengths
@@ -160,6 +190,8 @@ class Report:
         return {
             "image_tokens": sum(len(flag) for flags in self.image_flags for flag in flags),
             "image_tokens_kept": sum(len(kept) for kept in self.image_kept),
+            "prompt_tokens": sum(len(kept) for kept in self.prompt_kept),
+            "prompt_tokens_kept": sum(int(kept.sum()) for kept in self.prompt_kept),
             "output_tokens": sum(len(kept) for kept in self.text_kept),
             "output_tokens_kept": sum(int(kept.sum()) for kept in self.text_kept),
             "kv_bytes": bytes_per_token * int(lengths.sum()),
@@ -171,6 +203,16 @@ class Report:
             "prefill_seconds": self._first_ended - self._started,
             "seconds": self._ended - self._started,
         }
+
+    def _by_row(self, steps: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+        if not steps:
+            return [torch.zeros(0, dtype=torch.bool) for _ in range(self._batch)]
+        kept_BN, counts_BN = (torch.cat(parts, dim=1) for parts in zip(*steps, strict=True))
+        return [kept[counts] for kept, counts in zip(kept_BN, counts_BN, strict=True)]
+
+    def _add_text_flops(self, tokens: int) -> None:
+        if self.config.text_policy == "learned":
+            self.predictor_flops[-1] += tokens * flops.text_predictor_flops(self.config, self.shape.hidden)
 
     @property
     def _batch(self) -> int:

@@ -5,6 +5,8 @@ Legend: B batch, K pictures, I image tokens, N tokens, L kept tokens (padded), H
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -25,7 +27,7 @@ def exponential_noise(logits: Tensor) -> Tensor:
     return torch.empty_like(logits).exponential_()
 
 
-def straight_through(logits: Tensor, tau: float) -> Tensor:
+def straight_through(logits: Tensor, tau: float, noise: Callable[[Tensor], Tensor]) -> Tensor:
     """Sample hard keep masks whose gradient is that of the soft ones (paper, eq. 5).
 
     Parameters
@@ -34,6 +36,8 @@ def straight_through(logits: Tensor, tau: float) -> Tensor:
         ``[..., 2]``, channel 0 means keep.
     tau
         Temperature of the Gumbel softmax, greater than 0.
+    noise
+        Draws Exp(1) noise in the shape of the logits, such as :func:`exponential_noise`.
 
     Returns
     -------
@@ -41,7 +45,7 @@ def straight_through(logits: Tensor, tau: float) -> Tensor:
         ``[...]``, float32, exactly 0 or 1.
     """
     logits = logits.float()  # in half precision the noise can be 0, and its logarithm infinite
-    soft = ((logits.log_softmax(-1) - exponential_noise(logits).log()) / tau).softmax(-1)
+    soft = ((logits.log_softmax(-1) - noise(logits).log()) / tau).softmax(-1)
     keep = soft[..., 0]
     hard = (soft.argmax(-1) == 0).to(keep.dtype)
     return hard + (keep - keep.detach())
@@ -65,6 +69,13 @@ def right_align(keep_BN: Tensor) -> tuple[Tensor, Tensor]:
     order_BN = keep_BN.to(torch.uint8).argsort(dim=-1, stable=True)
     index_BL = order_BN[:, order_BN.shape[1] - length :]
     return index_BL, keep_BN.gather(1, index_BL)
+
+
+def ordinals(answer_mask_BN: Tensor) -> Tensor:
+    """Return the index of each answer token within its answer, int64 ``[B, N]``; meaningless elsewhere."""
+    count_BN = answer_mask_BN.long().cumsum(-1)
+    before_BN = count_BN.masked_fill(answer_mask_BN, 0).cummax(-1).values
+    return count_BN - before_BN - 1
 
 
 def gather_tokens(x_BNC: Tensor, index_BL: Tensor) -> Tensor:

@@ -196,7 +196,11 @@ class Sparsifier(Decisions):
     def _find_images(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return args, kwargs | {"image_positions_KI": image_positions(module, args, kwargs)}
+        given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+        return args, kwargs | {
+            "image_positions_KI": image_positions(module, args, kwargs),
+            "token_ids_BN": given.get("input_ids"),
+        }
 
     # Files
 

@@ -34,7 +34,8 @@ def test_keep_rates_outside_their_range(name: str, rate: float) -> None:
         {"d_model": 30, "nhead": 4},
         {"min_answer_length": -1},
         {"ratio_weight": -1.0},
-        {"sparsify_prompt": True},
+        {"min_prompt_length": -1},
+        {"softmax_eps": -1e-6},
     ],
 )
 def test_settings_out_of_range(settings: dict[str, Any]) -> None:

@@ -12,9 +12,15 @@ from tests import tiny
 
 from dynamic_llava import SparsityConfig, flops, masks
 from dynamic_llava.cache import BLOCK, Stage
-from dynamic_llava.passes import ordinals
 from dynamic_llava.policies import RandomPolicy, UniformPolicy
-from dynamic_llava.selection import keep_count, right_align, straight_through, top_k_mask
+from dynamic_llava.selection import (
+    exponential_noise,
+    keep_count,
+    ordinals,
+    right_align,
+    straight_through,
+    top_k_mask,
+)
 
 RATES = st.floats(0.01, 1.0)
 
@@ -44,7 +50,7 @@ def test_right_align_keeps_order(rows: list[list[bool]]) -> None:
 def test_straight_through_is_hard_with_a_soft_gradient() -> None:
     torch.manual_seed(0)
     logits = torch.randn(200, 2, requires_grad=True)
-    mask = straight_through(logits, tau=0.5)
+    mask = straight_through(logits, 0.5, exponential_noise)
     assert set(mask.tolist()) == {0.0, 1.0}
     mask.sum().backward()
     torch.testing.assert_close(logits.grad[:, 0], -logits.grad[:, 1])
@@ -54,7 +60,7 @@ def test_straight_through_is_hard_with_a_soft_gradient() -> None:
 def test_straight_through_samples_the_softmax() -> None:
     torch.manual_seed(0)
     logits = torch.tensor([1.0, 0.0]).expand(20_000, 2)
-    assert straight_through(logits, tau=1.0).mean().item() == pytest.approx(
+    assert straight_through(logits, 1.0, exponential_noise).mean().item() == pytest.approx(
         logits[0].softmax(-1)[0].item(), abs=0.01
     )
 

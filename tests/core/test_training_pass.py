@@ -35,7 +35,7 @@ def test_short_answers_keep_everything_and_pay_nothing() -> None:
     assert text_mask[1:].eq(1).all()
     assert text_mask[0][~answer_mask[0]].eq(1).all()
     kept = text_mask[0][answer_mask[0]]
-    image_loss, text_loss = sparsifier.ratio_loss()
+    image_loss, text_loss, _ = sparsifier.ratio_loss()
     torch.testing.assert_close(text_loss, (0.5 - kept.mean()) ** 2 / 3)
     torch.testing.assert_close(image_loss, (0.25 - sparsifier.report.image_mask_BI.mean(1)).square().mean())
 
@@ -63,7 +63,7 @@ def test_penalties_of_what_is_not_sparsified_are_zero() -> None:
     model, sparsifier = training_pair(min_answer_length=1, sparsify_text=False)
     inputs = tiny.batch([tiny.row(14, 1, 0)])
     model(**inputs, answer_mask=last_columns(inputs, 10))
-    image_loss, text_loss = sparsifier.ratio_loss()
+    image_loss, text_loss, _ = sparsifier.ratio_loss()
     assert image_loss > 0
     assert text_loss == 0
     assert sparsifier.report.text_mask_BN.eq(1).all()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from torch import Tensor
+
 from dynamic_llava.config import SparsityConfig
 from dynamic_llava.policies.base import Policy
 from dynamic_llava.policies.learned import LearnedPolicy
@@ -13,12 +17,16 @@ __all__ = ["LearnedPolicy", "Policy", "RandomPolicy", "UniformPolicy", "build"]
 
 
 def build(
-    name: str, config: SparsityConfig, image_predictor: ImagePredictor, text_predictor: TextPredictor
+    name: str,
+    config: SparsityConfig,
+    image_predictor: ImagePredictor,
+    text_predictor: TextPredictor,
+    noise: Callable[[Tensor], Tensor],
 ) -> Policy:
     """Return the policy called ``name``, one of :data:`dynamic_llava.config.POLICIES`."""
     match name:
         case "learned":
-            return LearnedPolicy(image_predictor, text_predictor)
+            return LearnedPolicy(image_predictor, text_predictor, noise)
         case "random":
             return RandomPolicy(config.text_keep_rate, config.seed)
         case "uniform":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from dynamic_llava.policies.base import Policy
@@ -16,11 +18,19 @@ class LearnedPolicy(Policy):
     ----------
     image_predictor, text_predictor
         The networks that return keep/drop logits.
+    noise
+        Draws the Exp(1) noise of training in the shape of the logits it is given.
     """
 
-    def __init__(self, image_predictor: ImagePredictor, text_predictor: TextPredictor) -> None:
+    def __init__(
+        self,
+        image_predictor: ImagePredictor,
+        text_predictor: TextPredictor,
+        noise: Callable[[Tensor], Tensor],
+    ) -> None:
         self.image_predictor = image_predictor
         self.text_predictor = text_predictor
+        self.noise = noise
 
     def score(self, hidden_KIC: Tensor) -> Tensor:
         """Return the log-probability of keep: the ranking of the margin, not of the raw keep logit."""
@@ -33,8 +43,8 @@ class LearnedPolicy(Policy):
 
     def train_image_mask(self, hidden_KIC: Tensor, rate: float, tau: float) -> Tensor:
         """Sample by the straight-through Gumbel softmax; the ratio loss, not ``rate``, sets the count."""
-        return straight_through(self.image_predictor(hidden_KIC).float(), tau)
+        return straight_through(self.image_predictor(hidden_KIC), tau, self.noise)
 
     def train_text_mask(self, hidden_BNC: Tensor, ordinal_BN: Tensor, tau: float) -> Tensor:
         """Sample by the straight-through Gumbel softmax."""
-        return straight_through(self.text_predictor(hidden_BNC).float(), tau)
+        return straight_through(self.text_predictor(hidden_BNC), tau, self.noise)

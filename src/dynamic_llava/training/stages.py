@@ -144,8 +144,7 @@ class DynamicStage(Stage):
             with self.autocast():
                 output = self.model(**_inputs(batch), answer_mask=batch.answer_mask_BN)
             loss = _weighted_loss(output.logits, batch) / total_weight
-            image_term, text_term = self.sparsifier.ratio_loss()
-            ratio = (image_term + text_term) * len(batch.input_ids_BN) / total_rows
+            ratio = torch.stack(self.sparsifier.ratio_loss()).sum() * len(batch.input_ids_BN) / total_rows
             (loss + self.sparsifier.config.ratio_weight * ratio).backward()
             metrics["loss"] += loss.item()
             metrics["ratio_loss"] += ratio.item()
