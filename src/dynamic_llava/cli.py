@@ -1,4 +1,4 @@
-"""The command line: ``dynamic-llava demo | generate | evaluate | train``.
+"""The command line: ``dynamic-llava demo | generate | evaluate | train | verify``.
 
 Answers and JSON go to stdout, progress and remarks to stderr. A user's mistake ends with exit code 2 and one
 line. The heavy imports sit inside the commands, so that ``--help`` answers at once.
@@ -64,6 +64,13 @@ class Task(StrEnum):
     EASY_VQA = "easy-vqa"
     SCENES = "scenes"
     DESCRIPTIONS = "descriptions"
+
+
+class Attention(StrEnum):
+    """Attention implementations that a sparsifier works with."""
+
+    SDPA = "sdpa"
+    EAGER = "eager"
 
 
 Model = Annotated[
@@ -190,6 +197,37 @@ def train(
     from dynamic_llava.training.run import train as run_recipe
 
     typer.echo(run_recipe(recipe, resume=resume))
+
+
+@app.command()
+def verify(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Golden files beside their checkpoint/, or folders of such.")
+    ],
+    attention: Annotated[Attention, typer.Option(help="Attention of the models.")] = Attention.SDPA,
+    as_json: Json = False,
+) -> None:
+    """Compare the library with golden vectors of the official code; exit code 1 if anything differs.
+
+    Example: dynamic-llava verify golden
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    from dynamic_llava import verification
+
+    bar = Console(stderr=True)
+    results = verification.verify(
+        folder, attention, track=lambda files: track(files, "verifying", console=bar, transient=True)
+    )
+    outcome = verification.as_json(results)
+    if as_json:
+        _print_json(outcome)
+    else:
+        Console().print(verification.table(results))
+        typer.echo(", ".join(f"{count} {status}" for status, count in outcome["counts"].items()))
+    if not outcome["passed"]:
+        raise typer.Exit(1)
 
 
 def main() -> None:
