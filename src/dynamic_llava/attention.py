@@ -13,12 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
+from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from dynamic_llava.selection import MAX_DROPPED, masked_softmax
 
-STOCK_ATTENTION = {"sdpa": sdpa_attention_forward, "eager": eager_attention_forward}
+STOCK_ATTENTION = {
+    "sdpa": sdpa_attention_forward,
+    "eager": eager_attention_forward,
+    "flex_attention": flex_attention_forward,
+}
 
 
 class _MaskedAttention(torch.autograd.Function):

@@ -24,6 +24,11 @@ BLOCK = 128  # slots that storage grows by; also the steps between two looks at 
 class Stage:
     """Row lengths and valid slots, shared by all layers of a stage.
 
+    Parameters
+    ----------
+    limit
+        Slots that storage has from the start and never more than; None lets it grow in blocks.
+
     Attributes
     ----------
     length_B
@@ -34,7 +39,8 @@ class Stage:
         Slots that a pass may touch: an upper bound of the lengths that needs no look at the device.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int | None = None) -> None:
+        self.limit = limit
         self.reset()
 
     def reset(self) -> None:
@@ -77,7 +83,7 @@ class Stage:
             raise ValueError("an earlier call with this cache failed halfway: reset it or begin a new one")
         if not self.length_B.numel():
             self.length_B = torch.zeros(batch, dtype=torch.long, device=device)
-            self.valid_BS = torch.zeros(batch, 0, dtype=torch.bool, device=device)
+            self.valid_BS = torch.zeros(batch, self.limit or 0, dtype=torch.bool, device=device)
         if batch != self.length_B.shape[0]:
             raise ValueError(
                 f"past_key_values holds {self.length_B.shape[0]} rows, the call has {batch}: they must agree"
@@ -128,6 +134,11 @@ class Stage:
     def _make_room(self, queries: int) -> None:
         if self.used + queries > self.capacity and not self.even:
             self.used = int(self.length_B.max())
+        if self.limit is not None and self.used + queries > self.limit:
+            raise ValueError(
+                f"the cache is full: it has room for {self.limit} tokens a row, {self.used} are there and "
+                f"{queries} were to come; give it a greater capacity"
+            )
         self.used += queries
         if self.used > self.capacity:
             blocks = -(-self.used // BLOCK)
@@ -153,7 +164,8 @@ class SparseLayer(CacheLayerMixin):
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Write new keys and values ``[B, H, Q, D]`` at the stage's slots; return those of all used slots."""
-        if self.stage.slots_BQ is None:
+        slots_BQ = self.stage.slots_BQ
+        if slots_BQ is None:
             raise ValueError(
                 "the cache was used outside of a pass of the model that its sparsifier is attached to"
             )
@@ -164,7 +176,7 @@ class SparseLayer(CacheLayerMixin):
                 self._grown(self.keys, key_states),
                 self._grown(self.values, value_states),
             )
-        return self._write(self.keys, key_states), self._write(self.values, value_states)
+        return self._write(self.keys, key_states, slots_BQ), self._write(self.values, value_states, slots_BQ)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Return length and offset of the keys that ``update`` would return."""
@@ -199,13 +211,14 @@ class SparseLayer(CacheLayerMixin):
             grown[:, :, : old_BHSD.shape[2]] = old_BHSD
         return grown
 
-    def _write(self, storage_BHSD: Tensor, new_BHQD: Tensor) -> Tensor:
+    def _write(self, storage_BHSD: Tensor, new_BHQD: Tensor, slots_BQ: Tensor) -> Tensor:
         stage, queries = self.stage, new_BHQD.shape[2]
         if stage.even:
             storage_BHSD[:, :, stage.used - queries : stage.used] = new_BHQD
         else:
+            slots_BQ = slots_BQ.to(new_BHQD.device)  # a device_map may part the layers of a stage
             rows_B1 = torch.arange(new_BHQD.shape[0], device=new_BHQD.device)[:, None]
-            storage_BHSD[rows_B1, :, stage.slots_BQ] = new_BHQD.transpose(1, 2)
+            storage_BHSD[rows_B1, :, slots_BQ] = new_BHQD.transpose(1, 2)
         return storage_BHSD[:, :, : stage.used]
 
 
@@ -220,10 +233,12 @@ class SparseCache(Cache):
         Layer l: the layers below share the dense stage, the others the sparse one.
     report
         The record of all calls that use this cache.
+    capacity
+        Tokens a row that it has room for, allocated at the first call; None lets it grow.
     """
 
-    def __init__(self, num_layers: int, split: int, report: Report) -> None:
-        self.dense, self.sparse = Stage(), Stage()
+    def __init__(self, num_layers: int, split: int, report: Report, capacity: int | None = None) -> None:
+        self.dense, self.sparse = Stage(capacity), Stage(capacity)
         self.split = split
         self.answered = 0  # output tokens fed back since the last prompt
         self.report = report

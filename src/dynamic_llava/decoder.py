@@ -65,10 +65,9 @@ def sparse_forward(
     sparsifier.check()
     given = Inputs(image_positions_KI, token_ids_BN, attention_mask)
     if answer_mask is not None:
-        report = sparsifier.new_report(inputs_embeds)
-        mode: Pass = MaskedPass(sparsifier, report, given, answer_mask, prompt_mask)
+        mode: Pass = MaskedPass(sparsifier, sparsifier.new_report(), given, answer_mask, prompt_mask)
     elif use_cache:
-        mode = CachedPass(sparsifier, given, _sparse_cache(sparsifier, past_key_values, inputs_embeds))
+        mode = CachedPass(sparsifier, given, _sparse_cache(sparsifier, past_key_values))
     else:
         mode = RecomputePass(sparsifier, given, _prompt_state(sparsifier, past_key_values, inputs_embeds))
     sparsifier.report = mode.report
@@ -86,16 +85,17 @@ def sparse_forward(
     )
 
 
-def _sparse_cache(sparsifier: Sparsifier, past: Any, inputs_embeds: Tensor) -> SparseCache:
+def _sparse_cache(sparsifier: Sparsifier, past: Any) -> SparseCache:
     """Return the cache of this call: the one handed in, or a new one in place of an empty default."""
     if isinstance(past, SparseCache):
         sparsifier.check_cache(past)
         return past
     if past is None or (type(past) is DynamicCache and past.get_seq_length() == 0 and not past.offloading):
-        return sparsifier.new_cache(inputs_embeds)
+        return sparsifier.new_cache()
     raise ValueError(
         f"past_key_values is a {type(past).__name__}: an attached model takes None, an empty DynamicCache, "
-        "or the cache that it returned itself (none that is static, quantized, offloaded or filled)"
+        "the cache that it returned itself, or sparsifier.new_cache(capacity=...) in place of a static one "
+        "(none that is quantized, offloaded or filled)"
     )
 
 
@@ -104,7 +104,7 @@ def _prompt_state(sparsifier: Sparsifier, past: Any, inputs_embeds: Tensor) -> P
     if isinstance(past, PromptState) and past.length <= inputs_embeds.shape[1]:
         return past
     if past is None or (isinstance(past, Cache) and past.get_seq_length() == 0):
-        return PromptState(inputs_embeds.shape[1], sparsifier.new_report(inputs_embeds))
+        return PromptState(inputs_embeds.shape[1], sparsifier.new_report())
     raise ValueError(
         f"past_key_values is a {type(past).__name__} of another run and use_cache is False: leave it out"
     )

@@ -80,7 +80,8 @@ def for_attention(visible: Tensor | None, queries: int, like: Tensor, implementa
     like
         A tensor of the dtype and device wanted.
     implementation
-        ``"sdpa"`` takes bool masks and None, ``"eager"`` an additive mask.
+        ``"sdpa"`` takes bool masks and None; ``"eager"`` and ``"flex_attention"`` an additive mask, with a
+        row for each of ``like``.
     """
     if implementation == "sdpa":
         return visible
@@ -88,4 +89,5 @@ def for_attention(visible: Tensor | None, queries: int, like: Tensor, implementa
         if queries == 1:
             return None
         visible = causal(queries, like.device)[None, None]
+    visible = visible.expand(like.shape[0], -1, -1, -1)
     return torch.zeros_like(visible, dtype=like.dtype).masked_fill_(~visible, torch.finfo(like.dtype).min)

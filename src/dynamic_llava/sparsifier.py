@@ -40,6 +40,7 @@ class _Attachment:
     language_model: Any
     shape: DecoderShape
     implementation: str
+    entry: str
     own_forward: Any
     layer_configs: list[Any]
     keys_to_ignore_on_save: Any
@@ -98,14 +99,18 @@ class Sparsifier(Decisions):
         """
         self._check_fit(model)
         language_model: Any = model.model.language_model
-        weight = language_model.norm.weight
-        self.to(device=weight.device, dtype=weight.dtype).train(model.training)
+        # It decides on what the last dense layer returns, so it lives where that layer computes.
+        device = _computes_on(language_model.layers[self.config.layer - 1])
+        self.to(device=device, dtype=language_model.norm.weight.dtype).train(model.training)
+        # accelerate wraps forward where a device_map moves inputs or weights; then take what it wraps.
+        entry = "_old_forward" if hasattr(language_model, "_hf_hook") else "forward"
         self._attachment = _Attachment(
             model,
             language_model,
             shape=DecoderShape.from_config(language_model.config),
             implementation=language_model.config._attn_implementation,
-            own_forward=language_model.__dict__.get("forward"),
+            entry=entry,
+            own_forward=language_model.__dict__.get(entry),
             layer_configs=[layer.self_attn.config for layer in language_model.layers],
             keys_to_ignore_on_save=model._keys_to_ignore_on_save,
             handles=[
@@ -121,7 +126,7 @@ class Sparsifier(Decisions):
         policy_config._attn_implementation = attention.register(policy_config._attn_implementation)
         for layer in language_model.layers:
             layer.self_attn.config = policy_config
-        language_model.forward = functools.partial(sparse_forward, language_model, sparsifier=self)
+        setattr(language_model, entry, functools.partial(sparse_forward, language_model, sparsifier=self))
         return self
 
     def detach(self) -> None:
@@ -130,9 +135,9 @@ class Sparsifier(Decisions):
             return
         attachment, self._attachment = self._attachment, None
         model, language_model = attachment.model, attachment.language_model
-        del language_model.forward
+        delattr(language_model, attachment.entry)
         if attachment.own_forward is not None:
-            language_model.forward = attachment.own_forward
+            setattr(language_model, attachment.entry, attachment.own_forward)
         for layer, config in zip(language_model.layers, attachment.layer_configs, strict=True):
             layer.self_attn.config = config
         for handle in attachment.handles:
@@ -165,13 +170,22 @@ class Sparsifier(Decisions):
                 f"the attention implementation became {implementation!r}: detach, set it, attach again"
             )
 
-    def new_report(self, like: Tensor) -> Report:
+    def new_report(self) -> Report:
         """Return an empty report of a call without a cache."""
-        return Report(copy.copy(self.config), self._attached.shape, like.element_size())
+        return Report(copy.copy(self.config), self._attached.shape, self._attached.model.dtype.itemsize)
 
-    def new_cache(self, like: Tensor) -> SparseCache:
-        """Return an empty cache with its report."""
-        return SparseCache(self._attached.shape.layers, self.config.layer, self.new_report(like))
+    def new_cache(self, capacity: int | None = None) -> SparseCache:
+        """Return an empty cache for ``past_key_values``; calls without one make it themselves.
+
+        Parameters
+        ----------
+        capacity
+            Tokens a row, prompt with image tokens and output, that it has room for from the start, as in a
+            static cache; more are refused. None lets it grow.
+        """
+        if capacity is not None and capacity < 1:
+            raise ValueError(f"capacity is {capacity}: it must be at least 1, or None for a growing cache")
+        return SparseCache(self._attached.shape.layers, self.config.layer, self.new_report(), capacity)
 
     def check_cache(self, cache: SparseCache) -> None:
         """Raise ``ValueError`` if ``cache`` was filled with another layer l or by another decoder."""
@@ -273,6 +287,12 @@ class Sparsifier(Decisions):
             )
         if getattr(config, "sliding_window", None):
             raise ValueError("the decoder has sliding-window attention, which is not supported")
+
+
+def _computes_on(layer: nn.Module) -> torch.device:
+    """Device of a layer's work, which is not that of its weights where accelerate offloads them."""
+    execution_device = getattr(getattr(layer, "_hf_hook", None), "execution_device", None)
+    return next(layer.parameters()).device if execution_device is None else torch.device(execution_device)
 
 
 def check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor], source: Path) -> None:

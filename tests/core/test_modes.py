@@ -1,0 +1,123 @@
+"""Ways to run an attached model that users combine it with: each gives the answer of the plain way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests import tiny
+from torch import Tensor
+
+STEPS = 24
+
+
+@pytest.fixture
+def inputs() -> dict[str, Tensor]:
+    return tiny.batch([tiny.row(3, 1, 0), tiny.row(12, 2, 1), tiny.row(7, 0, 2)])
+
+
+def generate(model: Any, inputs: dict[str, Tensor], **options: Any) -> Tensor:
+    return model.generate(**inputs, max_new_tokens=STEPS, **{"do_sample": False} | options)[:, -STEPS:]
+
+
+def attached(attention: str = "sdpa", **settings: Any) -> Any:
+    model = tiny.model(attention)
+    tiny.sparsifier(**settings).attach(model)
+    return model
+
+
+def test_fixed_capacity_equals_a_growing_cache(inputs: dict[str, Tensor]) -> None:
+    model = attached()
+    expected = generate(model, inputs)
+    needed = inputs["input_ids"].shape[1] + STEPS - 1
+    cache = model.sparsifier.new_cache(capacity=needed)
+    assert torch.equal(generate(model, inputs, past_key_values=cache), expected)
+    assert {layer.keys.shape[2] for layer in cache.layers} == {needed}
+    with pytest.raises(ValueError, match="cache is full"):
+        generate(model, inputs, past_key_values=model.sparsifier.new_cache(capacity=needed - 1))
+
+
+def test_flex_attention_equals_sdpa(inputs: dict[str, Tensor]) -> None:
+    expected = generate(attached(), inputs)
+    with torch.compiler.set_stance("force_eager"):
+        assert torch.equal(generate(attached("flex_attention"), inputs), expected)
+
+
+@pytest.mark.parametrize(
+    "device_map",
+    [
+        {"model.vision_tower": "cpu", "model.multi_modal_projector": "cpu", "lm_head": "cpu"}
+        | {"model.language_model.embed_tokens": "cpu", "model.language_model.norm": "cpu"}
+        | {"model.language_model.rotary_emb": "cpu"}
+        | {f"model.language_model.layers.{i}": "cpu" if i < 1 else "disk" for i in range(4)},
+        {"model.vision_tower": "cpu", "model.multi_modal_projector": "cpu", "lm_head": "cpu"}
+        | {"model.language_model": "disk"},
+    ],
+    ids=["layers", "decoder"],
+)
+def test_device_map_with_offloaded_weights(
+    device_map: dict[str, str], inputs: dict[str, Tensor], tmp_path: Path
+) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    expected = generate(attached(), inputs)
+    model = accelerate.dispatch_model(
+        tiny.model(), device_map, main_device="cpu", offload_dir=tmp_path, force_hooks=True
+    )
+    sparsifier = tiny.sparsifier().attach(model)
+    assert torch.equal(generate(model, inputs), expected)
+    sparsifier.detach()
+    assert torch.equal(generate(model, inputs), generate(tiny.model(), inputs))
+
+
+def test_sampling_depends_on_the_seed_alone(inputs: dict[str, Tensor]) -> None:
+    model = attached()
+    runs = []
+    for use_cache in (True, False, True):
+        torch.manual_seed(7)
+        runs.append(generate(model, inputs, do_sample=True, use_cache=use_cache))
+    assert torch.equal(runs[0], runs[1])
+    assert torch.equal(runs[0], runs[2])
+    assert not torch.equal(runs[0], generate(model, inputs))
+
+
+def test_several_return_sequences_are_rows_like_any_other() -> None:
+    model = attached()
+    row = tiny.row(9, 1, 3)
+    torch.manual_seed(0)
+    sampled = generate(model, row, do_sample=True, num_return_sequences=3)
+    kept = model.sparsifier.report.text_kept
+    assert len(kept) == len(sampled) == 3
+    for answer, decisions in zip(sampled, kept, strict=True):
+        ids = torch.cat([row["input_ids"][0], answer[:-1]])[None]
+        mask = torch.zeros_like(ids, dtype=torch.bool)
+        mask[:, row["input_ids"].shape[1] :] = True
+        with torch.no_grad():
+            model(input_ids=ids, pixel_values=row["pixel_values"], answer_mask=mask)
+        assert torch.equal(model.sparsifier.report.text_kept[0], decisions)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_of_every_mode(dtype: torch.dtype, inputs: dict[str, Tensor]) -> None:
+    """Same decisions forced by a fixed policy; then only rounding may differ."""
+    model = attached(image_policy="uniform", text_policy="uniform")
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        half = model.to(dtype)(**inputs | {"pixel_values": inputs["pixel_values"].to(dtype)}).logits
+    assert half.dtype == dtype
+    torch.testing.assert_close(half.float(), expected, atol=0.15, rtol=0.1)
+
+
+def test_assisted_generation_is_refused(inputs: dict[str, Tensor]) -> None:
+    row = tiny.row(9, 1, 3)
+    with pytest.raises(ValueError, match=r"assisted|cropped"):
+        generate(attached(), row, assistant_model=tiny.model())
+    with pytest.raises(ValueError, match=r"assisted|cropped"):
+        generate(attached(), row, prompt_lookup_num_tokens=3)
+
+
+@pytest.mark.parametrize("implementation", ["static", "offloaded", "quantized"])
+def test_other_caches_are_refused_at_the_start(implementation: str) -> None:
+    with pytest.raises((ValueError, ImportError)):
+        generate(attached(), tiny.row(9, 1, 3), cache_implementation=implementation)
