@@ -36,6 +36,17 @@ class Batch:
     answer_mask_BN: Tensor
 
 
+def model_inputs(batch: Batch) -> dict[str, Tensor | bool]:
+    """Arguments of the model's forward, without labels: the loss is weighed by the caller."""
+    return {
+        "input_ids": batch.input_ids_BN,
+        "pixel_values": batch.pixel_values,
+        "attention_mask": batch.attention_mask_B1NN,
+        "position_ids": batch.position_ids_BN,
+        "use_cache": False,
+    }
+
+
 @dataclass(frozen=True)
 class _Row:
     ids: list[int]

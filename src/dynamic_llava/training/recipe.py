@@ -44,6 +44,8 @@ class Recipe(BaseModel):
     clip_norm: float = Field(default=1.0, gt=0)
     tau_start: float = Field(default=1.0, gt=0)
     tau_end: float = Field(default=0.1, gt=0)
+    calibration_steps: int = Field(default=16, ge=0)
+    """Steps' worth of unseen data on which the dynamic stage sets the output predictor's threshold."""
     sparsity: dict[str, Any] | None = None
     """Arguments of SparsityConfig; needed by the dynamic stage."""
     save_every: int = Field(default=100, gt=0)

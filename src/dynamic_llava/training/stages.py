@@ -17,7 +17,8 @@ from dynamic_llava.config import SparsityConfig
 from dynamic_llava.report import Report
 from dynamic_llava.sparsifier import Sparsifier
 from dynamic_llava.training import nano, vision
-from dynamic_llava.training.packing import IGNORE, Batch, Packer
+from dynamic_llava.training.calibration import set_text_threshold
+from dynamic_llava.training.packing import IGNORE, Batch, Packer, model_inputs
 from dynamic_llava.training.recipe import Recipe
 from dynamic_llava.training.stream import Stream
 
@@ -110,7 +111,7 @@ class DenseStage(Stage):
         metrics: Metrics = {"loss": 0.0}
         for batch in batches:
             with self.autocast():
-                output = self.model(**_inputs(batch))
+                output = self.model(**model_inputs(batch))
             loss = _weighted_loss(output.logits, batch) / total_weight
             loss.backward()
             metrics["loss"] += loss.item()
@@ -142,7 +143,7 @@ class DynamicStage(Stage):
         kept: dict[str, list[Tensor]] = {"image_kept": [], "text_kept": []}
         for batch in batches:
             with self.autocast():
-                output = self.model(**_inputs(batch), answer_mask=batch.answer_mask_BN)
+                output = self.model(**model_inputs(batch), answer_mask=batch.answer_mask_BN)
             loss = _weighted_loss(output.logits, batch) / total_weight
             ratio = torch.stack(self.sparsifier.ratio_loss()).sum() * len(batch.input_ids_BN) / total_rows
             (loss + self.sparsifier.config.ratio_weight * ratio).backward()
@@ -154,6 +155,15 @@ class DynamicStage(Stage):
                 kept["text_kept"].append(cast(Tensor, report.text_mask_BN).detach()[batch.answer_mask_BN])
         metrics |= {name: torch.cat(masks).mean().item() for name, masks in kept.items() if masks}
         return metrics | {"tau": self.sparsifier.tau}
+
+    def save(self, folder: Path) -> None:
+        """Set the threshold of the output predictor, then write the finished model."""
+        steps = range(self.recipe.steps, self.recipe.steps + self.recipe.calibration_steps)
+        batches = (self.packer(group) for step in steps for group in self.stream.groups(step))
+        long = [batch for batch in batches if batch.answer_mask_BN.any()]
+        if long and self.sparsifier.config.sparsify_text:
+            set_text_threshold(self.model, self.sparsifier, long)
+        super().save(folder)
 
 
 STAGES: dict[str, type[VisionStage] | type[DenseStage] | type[DynamicStage]] = {
@@ -167,16 +177,6 @@ def _load(recipe: Recipe) -> tuple[LlavaForConditionalGeneration, LlavaProcessor
     """Load the model to start from; the recipe has made sure that it names one."""
     model, processor = checkpoints.load(cast(Path, recipe.init), dtype=torch.float32)
     return cast(LlavaForConditionalGeneration, model), cast(LlavaProcessor, processor)
-
-
-def _inputs(batch: Batch) -> dict[str, Tensor | bool]:
-    return {
-        "input_ids": batch.input_ids_BN,
-        "pixel_values": batch.pixel_values,
-        "attention_mask": batch.attention_mask_B1NN,
-        "position_ids": batch.position_ids_BN,
-        "use_cache": False,
-    }
 
 
 def _label_weight(batch: Batch) -> float:
