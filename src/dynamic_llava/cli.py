@@ -58,6 +58,13 @@ def _refuse(message: str, error: Exception) -> None:
 app = typer.Typer(cls=_Commands, rich_markup_mode=None, add_completion=False)
 
 
+class Format(StrEnum):
+    """What `convert` writes."""
+
+    TRANSFORMERS = "transformers"
+    OFFICIAL = "official"
+
+
 class Task(StrEnum):
     """What `evaluate` measures."""
 
@@ -197,6 +204,53 @@ def train(
     from dynamic_llava.training.run import train as run_recipe
 
     typer.echo(run_recipe(recipe, resume=resume))
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="Checkpoint folder or hub id.", metavar="SRC")],
+    out: Annotated[Path, typer.Argument(help="Folder of the result.")],
+    to: Annotated[
+        Format, typer.Option("--to", help="Format of the result; the source is in the other one.")
+    ] = Format.TRANSFORMERS,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, float16 or bfloat16; else as it is.", show_default=False)
+    ] = None,
+    vision_tower: Annotated[
+        str | None, typer.Option(help="The tower's folder or hub id, if not where the checkpoint says.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Convert between the official format (LLaVA-1.5, Dynamic-LLaVA) and transformers', shard by shard.
+
+    Example: dynamic-llava convert liuhaotian/llava-v1.5-7b llava-7b
+    """
+    from dataclasses import asdict
+
+    import torch
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from dynamic_llava.checkpoints import convert as run
+
+    dtypes = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if dtype is not None and dtype not in dtypes:
+        raise ValueError(f"--dtype is {dtype!r}: choose float32, float16 or bfloat16")
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("converting", total=None)
+        done = run(
+            source,
+            out,
+            to.value,
+            dtypes[dtype] if dtype else None,
+            vision_tower,
+            progress=lambda count, total: bar.update(task, completed=count, total=total),
+        )
+    if as_json:
+        _print_json(asdict(done) | {"folder": str(done.folder)})
+    else:
+        beside = " and its sparsifier" if done.has_sparsifier else ""
+        typer.echo(f"{done.folder}: {done.tensors} tensors{beside}, {done.bytes / 1e6:,.1f} MB")
 
 
 @app.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,23 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from dynamic_llava import attention
+from dynamic_llava.adapters import Adapter
 from dynamic_llava.cache import SparseCache
 from dynamic_llava.config import SparsityConfig
 from dynamic_llava.decisions import Decisions
 from dynamic_llava.decoder import sparse_forward
-from dynamic_llava.files import replacing, write_json
 from dynamic_llava.flops import DecoderShape
 from dynamic_llava.placeholders import image_positions
 from dynamic_llava.report import Report
-
-CONFIG_FILE = "sparsifier_config.json"
-WEIGHTS_FILE = "sparsifier.safetensors"
 
 
 @dataclass
@@ -63,6 +58,8 @@ class Sparsifier(Decisions):
         Read anew at every call.
     tau : float
         Temperature of the Gumbel softmax in training; the trainer lowers it.
+    base_model : str
+        Name of the model that the predictors were trained for, kept in their files; empty if unknown.
     report : Report or None
         What the last call kept. Each call, or all calls with one cache, own their report.
 
@@ -75,6 +72,7 @@ class Sparsifier(Decisions):
 
     def __init__(self, config: SparsityConfig, hidden_size: int) -> None:
         super().__init__(config, hidden_size)
+        self.base_model = ""
         self._attachment: _Attachment | None = None
 
     # Attaching
@@ -220,15 +218,15 @@ class Sparsifier(Decisions):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``sparsifier.safetensors`` and ``sparsifier_config.json`` into ``folder``."""
-        folder = Path(folder)
-        state = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        with replacing(folder / WEIGHTS_FILE) as partial:
-            save_file(state, partial, metadata={"format": "pt"})
-        write_json(folder / CONFIG_FILE, {"hidden_size": self.hidden_size, **self.config.to_dict()})
+        self._adapter().save(Path(folder))
+
+    def push_to_hub(self, repo_id: str, private: bool | None = None, token: str | None = None) -> str:
+        """Upload what :meth:`save_pretrained` writes to a hub repository, made if needed; return where."""
+        return self._adapter().push(repo_id, private, token)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Sparsifier:
-        """Read what :meth:`save_pretrained` wrote.
+    def from_pretrained(cls, source: str | Path) -> Sparsifier:
+        """Read what :meth:`save_pretrained` or :meth:`push_to_hub` wrote, from a folder or a hub id.
 
         Raises
         ------
@@ -237,24 +235,16 @@ class Sparsifier(Decisions):
         ValueError
             If a file is broken, or a tensor missing, unexpected or misshapen.
         """
-        folder = Path(folder)
-        for name in (CONFIG_FILE, WEIGHTS_FILE):
-            if not (folder / name).is_file():
-                raise FileNotFoundError(f"{folder / name} does not exist: {folder} holds no sparsifier")
-        try:
-            values = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-            hidden_size = values.pop("hidden_size")
-            sparsifier = cls(SparsityConfig.from_dict(values), hidden_size)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{folder / CONFIG_FILE} is no sparsifier config: {error}") from error
-        try:
-            state = load_file(folder / WEIGHTS_FILE)
-        except SafetensorError as error:
-            raise ValueError(f"{folder / WEIGHTS_FILE} is broken: {error}") from error
-        check_tensors(state, sparsifier.state_dict(), folder / WEIGHTS_FILE)
-        sparsifier.load_state_dict(state)
-        sparsifier.to(next(iter(state.values())).dtype)
-        return sparsifier
+        adapter = Adapter.read(source)
+        sparsifier = cls(adapter.config, adapter.hidden_size)
+        adapter.check(sparsifier.state_dict(), source)
+        sparsifier.load_state_dict(adapter.state)
+        sparsifier.base_model = adapter.base_model
+        return sparsifier.to(next(iter(adapter.state.values())).dtype)
+
+    def _adapter(self) -> Adapter:
+        name = self.base_model or (self._attachment.model.name_or_path if self._attachment else "")
+        return Adapter(copy.copy(self.config), self.hidden_size, name, self.state_dict())
 
     @property
     def _attached(self) -> _Attachment:
@@ -272,8 +262,17 @@ class Sparsifier(Decisions):
             )
         config = model.model.language_model.config
         if config.hidden_size != self.hidden_size:
+            trained_for = f" (trained for {self.base_model})" if self.base_model else ""
             raise ValueError(
-                f"hidden_size is {self.hidden_size}, the model's decoder has {config.hidden_size}"
+                f"hidden_size is {self.hidden_size}{trained_for}, "
+                f"the model's decoder has {config.hidden_size}"
+            )
+        names = [Path(name).name for name in (self.base_model, model.name_or_path) if name]
+        if len(set(names)) > 1:
+            warnings.warn(
+                f"the sparsifier was trained for {self.base_model}, not for {model.name_or_path}: its "
+                "decisions may not fit",
+                stacklevel=3,
             )
         if self.config.layer >= config.num_hidden_layers:
             last = config.num_hidden_layers - 1
@@ -293,13 +292,3 @@ def _computes_on(layer: nn.Module) -> torch.device:
     """Device of a layer's work, which is not that of its weights where accelerate offloads them."""
     execution_device = getattr(getattr(layer, "_hf_hook", None), "execution_device", None)
     return next(layer.parameters()).device if execution_device is None else torch.device(execution_device)
-
-
-def check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor], source: Path) -> None:
-    """Raise ``ValueError`` naming the first tensor that is missing, unexpected or of another shape."""
-    for name in sorted(expected.keys() ^ found.keys()):
-        raise ValueError(f"{source}: tensor {name} is {'missing' if name in expected else 'unexpected'}")
-    for name, tensor in expected.items():
-        if found[name].shape != tensor.shape:
-            shapes = f"{tuple(found[name].shape)}, expected {tuple(tensor.shape)}"
-            raise ValueError(f"{source}: tensor {name} has shape {shapes}")

@@ -1,0 +1,107 @@
+"""A sparsifier's own two files, like an adapter's: in a folder or on the hub, apart from the base model."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dynamic_llava.config import SparsityConfig
+from dynamic_llava.files import replacing, write_json
+
+CONFIG_FILE = "sparsifier_config.json"
+WEIGHTS_FILE = "sparsifier.safetensors"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What the two files hold.
+
+    ``base_model`` names the model that the predictors were trained for; empty where that is unknown.
+    """
+
+    config: SparsityConfig
+    hidden_size: int
+    base_model: str
+    state: dict[str, Tensor]
+
+    def save(self, folder: Path) -> None:
+        """Write both files."""
+        state = {name: tensor.contiguous() for name, tensor in self.state.items()}
+        with replacing(folder / WEIGHTS_FILE) as partial:
+            save_file(state, partial, metadata={"format": "pt"})
+        head = {"base_model_name_or_path": self.base_model, "hidden_size": self.hidden_size}
+        write_json(folder / CONFIG_FILE, head | self.config.to_dict())
+
+    def push(self, repo_id: str, private: bool | None, token: str | None) -> str:
+        """Upload both files to the hub; return the address of the commit."""
+        api = HfApi(token=token)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save(Path(folder))
+            return str(
+                api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Add sparsifier")
+            )
+
+    @classmethod
+    def read(cls, source: str | Path) -> Adapter:
+        """Read both files from a folder or a hub id.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such folder, no such repository, or a file is missing.
+        ValueError
+            If a file is broken.
+        """
+        folder = _folder(source)
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(f"{folder / name} does not exist: {folder} holds no sparsifier")
+        try:
+            values = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+            hidden_size = int(values.pop("hidden_size"))
+            base_model = str(values.pop("base_model_name_or_path", ""))
+            config = SparsityConfig.from_dict(values)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{folder / CONFIG_FILE} is no sparsifier config: {error}") from error
+        path = folder / WEIGHTS_FILE
+        try:
+            state = load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is broken: {error}") from error
+        for name, tensor in state.items():
+            if not bool(tensor.isfinite().all()):
+                raise ValueError(f"{path}: tensor {name} holds NaN or infinite values")
+        return cls(config, hidden_size, base_model, state)
+
+    def check(self, expected: dict[str, Tensor], source: str | Path) -> None:
+        """Raise ``ValueError`` naming the first tensor that is missing, unexpected or of another shape."""
+        place = Path(source) / WEIGHTS_FILE
+        for name in sorted(expected.keys() ^ self.state.keys()):
+            raise ValueError(f"{place}: tensor {name} is {'missing' if name in expected else 'unexpected'}")
+        for name, tensor in expected.items():
+            if self.state[name].shape != tensor.shape:
+                shapes = f"{tuple(self.state[name].shape)}, expected {tuple(tensor.shape)}"
+                raise ValueError(f"{place}: tensor {name} has shape {shapes}")
+
+
+def _folder(source: str | Path) -> Path:
+    folder = Path(source).expanduser()
+    hub_id = str(source)
+    if folder.is_dir() or isinstance(source, Path) or hub_id.count("/") != 1 or hub_id[0] in "./~":
+        return folder
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FileNotFoundError(
+            f"{source}: neither a folder nor a hub repository that could be fetched ({reason})"
+        ) from error

@@ -1,0 +1,237 @@
+"""Converting between the official format and ours, one shard in memory at a time.
+
+What has no counterpart on our side (the original config and tokenizer files, unused tensors) is kept in the
+folder ``official/`` of the converted checkpoint, so that the way back gives the original, bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import GenerationConfig, LlavaConfig
+
+from dynamic_llava.adapters import CONFIG_FILE, WEIGHTS_FILE
+from dynamic_llava.checkpoints import official
+from dynamic_llava.checkpoints.folders import read_config, replacing_folder, resolve
+from dynamic_llava.checkpoints.layout import from_hub, to_hub
+from dynamic_llava.checkpoints.loading import has_tokenizer
+from dynamic_llava.checkpoints.processors import image_processor, official_processor
+from dynamic_llava.checkpoints.shards import Shards
+from dynamic_llava.checkpoints.source import VOCABULARY_ROWS, OfficialCheckpoint, expected_shapes
+from dynamic_llava.checkpoints.writing import SHARD_BYTES, ShardWriter
+from dynamic_llava.files import write_json
+from dynamic_llava.sparsifier import Sparsifier
+
+Format = Literal["transformers", "official"]
+KEPT = "official"  # folder of what has no counterpart
+EXTRA = "extra.safetensors"
+ORIGIN = "origin.json"
+SMALL_FILES = (".json", ".model", ".txt", ".jinja")
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What :func:`convert` wrote."""
+
+    folder: Path
+    format: Format
+    tensors: int
+    bytes: int
+    shards: int
+    has_sparsifier: bool
+
+
+def convert(
+    source: str | Path,
+    out: str | Path,
+    to: Format = "transformers",
+    dtype: torch.dtype | None = None,
+    vision_tower: str | Path | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Conversion:
+    """Write a checkpoint in the other format; every tensor is accounted for before the result gets its name.
+
+    Parameters
+    ----------
+    source
+        Folder or hub id.
+    out
+        Folder of the result; a checkpoint there is replaced, anything else refused.
+    to
+        ``"transformers"`` (ours) from the official format, or ``"official"`` from ours.
+    dtype
+        Of the model's floating-point tensors; None keeps each tensor's own.
+    vision_tower
+        Where the tower of an official checkpoint lies, if not where its config says.
+    shard_bytes
+        Largest file of weights, and about what the conversion needs of memory.
+    progress
+        Called with the number of tensors written and of all.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a file is missing.
+    ValueError
+        If the source is in the target format already, or is broken.
+    """
+    folder = resolve(source)
+    config = read_config(folder)
+    if official.is_official(config) == (to == "official"):
+        raise ValueError(f"{folder} is in the {to} format already: nothing to convert")
+    if Path(out).resolve() == folder.resolve():
+        raise ValueError(f"{out} is the source itself: choose another folder")
+    with replacing_folder(Path(out)) as partial:
+        writer = ShardWriter(partial, shard_bytes)
+        if to == "transformers":
+            has_sparsifier = _to_transformers(folder, config, vision_tower, dtype, writer, progress)
+        else:
+            has_sparsifier = _to_official(folder, dtype, writer, progress)
+        writer.close()
+    names = sum(map(len, writer.names))
+    return Conversion(Path(out), to, names, writer.total_bytes, len(writer.names), has_sparsifier)
+
+
+def _to_transformers(
+    folder: Path,
+    raw: dict[str, Any],
+    vision_tower: str | Path | None,
+    dtype: torch.dtype | None,
+    writer: ShardWriter,
+    progress: Callable[[int, int], None],
+) -> bool:
+    processor = official_processor(folder, raw, vision_tower) if has_tokenizer(folder) else None
+    token = None if processor is None else processor.image_token_id
+    source = OfficialCheckpoint(folder, vision_tower, token)
+    found = None
+    for done, (path, tensor) in enumerate(source.tensors(), start=1):
+        found = found or (dtype or tensor.dtype)
+        writer.add(to_hub(path), _cast(tensor, dtype))
+        progress(done, len(source.model_paths))
+    source.config.architectures = ["LlavaForConditionalGeneration"]
+    source.config.dtype = found
+    source.config.save_pretrained(writer.folder)
+    _generation_config(folder, source).save_pretrained(writer.folder)
+    if processor is not None:
+        processor.save_pretrained(writer.folder)
+    else:
+        place = source.tower.folder if source.tower else folder
+        image_processor(raw, source.config.vision_config, place).save_pretrained(writer.folder)
+    if source.sparsifier is not None:
+        source.sparsifier.save_pretrained(writer.folder)
+    _keep_aside(folder, source, writer.folder / KEPT)
+    return source.sparsifier is not None
+
+
+def _generation_config(folder: Path, source: OfficialCheckpoint) -> GenerationConfig:
+    path = folder / "generation_config.json"
+    text = source.config.text_config
+    generation = (
+        GenerationConfig.from_pretrained(folder)
+        if path.is_file()
+        else GenerationConfig(
+            bos_token_id=text.bos_token_id, eos_token_id=text.eos_token_id, pad_token_id=text.pad_token_id
+        )
+    )
+    if text.vocab_size > source.rows:
+        generation.suppress_tokens = [source.config.image_token_id]
+    return generation
+
+
+def _keep_aside(folder: Path, source: OfficialCheckpoint, kept: Path) -> None:
+    kept.mkdir()
+    for path in folder.iterdir():
+        if path.suffix in SMALL_FILES and path.is_file() and not path.name.endswith(".index.json"):
+            shutil.copyfile(path, kept / path.name)
+    write_json(kept / ORIGIN, {"has_vision_tower": source.tower is None})
+    if aside := source.aside():
+        save_file(
+            {name: t.contiguous() for name, t in aside.items()}, kept / EXTRA, metadata={"format": "pt"}
+        )
+
+
+def _to_official(
+    folder: Path, dtype: torch.dtype | None, writer: ShardWriter, progress: Callable[[int, int], None]
+) -> bool:
+    config: Any = LlavaConfig.from_pretrained(folder)
+    shards = Shards(folder)
+    origins = {from_hub(name): name for name in shards}
+    _check_complete(folder, config, origins)
+    sparsifier = Sparsifier.from_pretrained(folder) if (folder / CONFIG_FILE).is_file() else None
+    kept = folder / KEPT
+    if kept.is_dir():
+        raw = json.loads((kept / "config.json").read_text(encoding="utf-8"))
+        has_tower = json.loads((kept / ORIGIN).read_text(encoding="utf-8"))["has_vision_tower"]
+        small = [file for file in kept.iterdir() if file.suffix in SMALL_FILES and file.name != ORIGIN]
+    else:
+        raw = official.official_config(config, sparsifier.config if sparsifier else None)
+        has_tower = False
+        small = [file for file in folder.iterdir() if file.suffix in SMALL_FILES and _is_general(file)]
+        _write_tower(shards, origins, config, writer.folder / "vision_tower")
+    for file in small:
+        shutil.copyfile(file, writer.folder / file.name)
+    write_json(writer.folder / "config.json", raw)
+    total = len(origins)
+    projector = raw.get("mm_projector_type", "linear")
+    for done, (path, name) in enumerate(origins.items(), start=1):
+        if has_tower or not path.startswith("model.vision_tower."):
+            tensor = shards.read(name)
+            rows = tensor[: raw["vocab_size"]] if path in VOCABULARY_ROWS else tensor
+            writer.add(official.to_official(path, projector), _cast(rows, dtype))
+        progress(done, total)
+    for name, tensor in _predictors(folder, raw):
+        writer.add(name, tensor)
+    if (kept / EXTRA).is_file():
+        for name, tensor in load_file(kept / EXTRA).items():
+            writer.add(name, tensor)
+    return sparsifier is not None
+
+
+def _check_complete(folder: Path, config: Any, origins: dict[str, str]) -> None:
+    shapes = expected_shapes(config)
+    for path in sorted(shapes.keys() ^ origins.keys()):
+        if path == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        state = "is missing" if path in shapes else "has no place in the model that config.json describes"
+        raise ValueError(f"{folder}: tensor {origins.get(path) or to_hub(path)} {state}")
+
+
+def _predictors(folder: Path, raw: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """Predictors' tensors by their official names, without those that the config switches off."""
+    settings = official.sparsity_config(raw, str(folder))
+    if settings is None:
+        return
+    wanted = official.predictors_in_use(settings)
+    for name, tensor in load_file(folder / WEIGHTS_FILE).items():
+        if name.split(".")[0] in wanted:
+            yield official.to_official(f"sparsifier.{name}", ""), tensor
+
+
+def _write_tower(shards: Shards, origins: dict[str, str], config: Any, folder: Path) -> None:
+    folder.mkdir()
+    prefix = "model.vision_tower."
+    tower = {
+        "vision_model." + path.removeprefix(prefix): shards.read(name)
+        for path, name in origins.items()
+        if path.startswith(prefix)
+    }
+    save_file(tower, folder / "model.safetensors", metadata={"format": "pt"})
+    config.vision_config.architectures = ["CLIPVisionModel"]
+    config.vision_config.save_pretrained(folder)
+
+
+def _is_general(path: Path) -> bool:
+    return path.name not in ("config.json", CONFIG_FILE) and not path.name.endswith(".index.json")
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor

@@ -1,0 +1,129 @@
+"""Checkpoint folders: where one lies, what kind it is, and writing one all at once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from transformers import PreTrainedModel, ProcessorMixin
+
+from dynamic_llava.checkpoints.official import is_official
+
+HUB_FILES = ["*.json", "*.safetensors", "*.bin", "*.model", "*.jinja", "*.txt"]
+
+
+def resolve(source: str | Path) -> Path:
+    """Return the local folder of a checkpoint: itself, the bundled model's, or a download of a hub id."""
+    if source == "nano":
+        return Path(str(resources.files("dynamic_llava") / "models" / "nano"))
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    hub_id = str(source)
+    if isinstance(source, Path) or hub_id.count("/") != 1 or hub_id[0] in "./~":
+        raise FileNotFoundError(
+            f"{source}: no such checkpoint; give a folder, a hub id (owner/name), or nano"
+        )
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=HUB_FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = first_line(error)
+        raise FileNotFoundError(
+            f"{source}: neither a folder nor a hub model that could be fetched ({reason})"
+        ) from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return a checkpoint's ``config.json``, of a kind that can be loaded.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    ValueError
+        If it is no config, or one of another kind of model.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: {folder} is no checkpoint")
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        model_type = config["model_type"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no model config: {first_line(error)}") from error
+    if model_type != "llava" and not is_official(config):
+        raise ValueError(
+            f"{folder} holds a {model_type} model: llava (transformers), llava_llama, llava_mistral and "
+            "dynamic_llava_llama (official) can be loaded"
+        )
+    return config
+
+
+def save(model: PreTrainedModel, processor: ProcessorMixin | None, folder: str | Path) -> None:
+    """Write model, processor and attached sparsifier as one checkpoint, all at once.
+
+    Raises
+    ------
+    ValueError
+        If ``folder`` exists and holds something else than a checkpoint.
+    """
+    with replacing_folder(Path(folder)) as partial:
+        model.save_pretrained(partial)
+        if processor is not None:
+            processor.save_pretrained(partial)
+        sparsifier = getattr(model, "sparsifier", None)
+        if sparsifier is not None:
+            sparsifier.save_pretrained(partial)
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """Give a folder to write into, which takes the place of ``folder`` if the block succeeds.
+
+    Raises
+    ------
+    ValueError
+        If ``folder`` exists and holds something else than a checkpoint.
+    """
+    if (
+        folder.exists()
+        and (not folder.is_dir() or any(folder.iterdir()))
+        and not (folder / "config.json").is_file()
+    ):
+        raise ValueError(f"{folder} exists and is no checkpoint: choose another folder or remove it")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial, replaced = (folder.with_name(f".{folder.name}.{state}") for state in ("partial", "replaced"))
+    for leftover in (partial, replaced):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        _swap(partial, folder, replaced)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _swap(partial: Path, folder: Path, replaced: Path) -> None:
+    """Put ``partial`` in the place of ``folder``, which goes to ``replaced`` and comes back if that fails."""
+    if not folder.exists():
+        partial.rename(folder)
+        return
+    folder.rename(replaced)
+    try:
+        partial.rename(folder)
+    except OSError:
+        replaced.rename(folder)
+        raise
+
+
+def first_line(error: Exception) -> str:
+    """Return an error's message without the advice that follows it."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

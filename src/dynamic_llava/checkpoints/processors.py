@@ -1,0 +1,84 @@
+"""The processor of an official checkpoint: tokenizer, picture handling, conversation."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, CLIPVisionConfig, LlavaProcessor, PreTrainedTokenizerFast
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+from dynamic_llava.checkpoints.towers import find_tower, own_config
+
+IMAGE_TOKEN = "<image>"
+
+# LLaVA-1.5's conversation without its system prompt; the tokenizer adds <s>.
+VICUNA = """{% for message in messages %}\
+{% if message['role'] == 'user' %}USER: {% else %}ASSISTANT: {% endif %}\
+{% if message['content'] is string %}{{ message['content'] }}{% else %}\
+{% for part in message['content'] %}{% if part['type'] == 'image' %}PICTURE\n{% endif %}{% endfor %}\
+{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}\
+{% endif %}\
+{% if message['role'] == 'user' %} {% else %}{{ eos_token }}{% endif %}\
+{% endfor %}\
+{% if add_generation_prompt %}ASSISTANT:{% endif %}"""
+MISTRAL = """{% for message in messages %}\
+{% if message['role'] == 'user' %}[INST] {% endif %}\
+{% if message['content'] is string %}{{ message['content'] }}{% else %}\
+{% for part in message['content'] %}{% if part['type'] == 'image' %}PICTURE\n{% endif %}{% endfor %}\
+{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}\
+{% endif %}\
+{% if message['role'] == 'user' %} [/INST]{% else %}{{ eos_token }}{% endif %}\
+{% endfor %}"""
+
+
+def official_processor(
+    folder: Path, config: dict[str, Any], vision_tower: str | Path | None
+) -> LlavaProcessor:
+    """Build the processor of an official checkpoint with a tokenizer.
+
+    A tokenizer without ``<image>`` gets it; with ``mm_use_im_start_end`` the picture stands between
+    ``<im_start>`` and ``<im_end>``. Pictures are padded to a square or cropped by ``image_aspect_ratio``;
+    ``anyres`` models (LLaVA-1.6) see one padded picture at their base resolution, with a warning.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (ValueError, KeyError):  # the official model types name no tokenizer class
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    if IMAGE_TOKEN not in tokenizer.get_vocab():
+        tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
+    tower = find_tower(config, folder, vision_tower, has_own=True)
+    vision = tower.config if tower else own_config(config, folder)
+    whole = config.get("mm_vision_select_feature", "patch") == "cls_patch"
+    picture = f"<im_start>{IMAGE_TOKEN}<im_end>" if config.get("mm_use_im_start_end") else IMAGE_TOKEN
+    template = MISTRAL if config["model_type"] == "llava_mistral" else VICUNA
+    return LlavaProcessor(
+        image_processor=image_processor(config, vision, tower.folder if tower else folder),
+        tokenizer=tokenizer,
+        patch_size=vision.patch_size,
+        vision_feature_select_strategy="full" if whole else "default",
+        num_additional_image_tokens=1,
+        image_token=IMAGE_TOKEN,
+        chat_template=template.replace("PICTURE", picture),
+    )
+
+
+def image_processor(config: dict[str, Any], vision: CLIPVisionConfig, folder: Path) -> LlavaImageProcessorPil:
+    """Return what the official ``process_images`` does for one picture, with the tower's own settings."""
+    path = folder / "preprocessor_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    names = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor")
+    names += ("do_normalize", "image_mean", "image_std", "do_convert_rgb")
+    side = vision.image_size
+    known: dict[str, Any] = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+    known |= {name: settings[name] for name in names if name in settings}
+    aspect = config.get("image_aspect_ratio", "square")
+    if str(aspect).startswith("anyres"):
+        warnings.warn(
+            f"{folder}: image_aspect_ratio is {aspect!r}: tiles are not supported, the model sees one padded "
+            "picture at its base resolution",
+            stacklevel=2,
+        )
+    return LlavaImageProcessorPil(do_pad=aspect != "square", **known)

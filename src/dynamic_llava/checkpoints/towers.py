@@ -1,0 +1,109 @@
+"""The CLIP vision tower of an official checkpoint, which usually lies elsewhere.
+
+The official code reads it from ``mm_vision_tower`` and ignores a copy inside the checkpoint, unless the tower
+was trained along (``unfreeze_mm_vision_tower``). So does this module; where ``mm_vision_tower`` cannot be
+reached, a copy inside the checkpoint serves.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from torch import Tensor
+from transformers import CLIPVisionConfig
+
+from dynamic_llava.checkpoints.shards import Shards
+
+# The two towers of the official models, so that a checkpoint with a copy of its own loads offline.
+LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+KNOWN = {
+    "openai/clip-vit-large-patch14": LARGE | {"patch_size": 14, "image_size": 224, "projection_dim": 768},
+    "openai/clip-vit-large-patch14-336": LARGE | {"patch_size": 14, "image_size": 336, "projection_dim": 768},
+}
+TOWER_FILES = ["*.json", "*.safetensors", "*.bin"]
+
+
+class Tower:
+    """A CLIP vision tower in a folder of its own.
+
+    Parameters
+    ----------
+    folder
+        Holds the config and the weights of a ``CLIPVisionModel`` or a whole ``CLIPModel``.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        path = folder / "config.json"
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} cannot be read: {error}") from error
+        if config.get("model_type") not in ("clip", "clip_vision_model"):
+            raise ValueError(
+                f"{path}: the vision tower is a {config.get('model_type')}, only CLIP is supported"
+            )
+        self.config = CLIPVisionConfig(**config.get("vision_config", config))
+        self.shards = Shards(folder)
+        self.names = {self._path(name): name for name in self.shards if self._belongs(name)}
+
+    def read(self, path: str) -> Tensor:
+        """Return a tensor by its module path here, ``model.vision_tower...``."""
+        return self.shards.read(self.names[path])
+
+    def file(self, path: str) -> Path:
+        """Return the file of a tensor by its module path here."""
+        return self.shards.files[self.names[path]]
+
+    @staticmethod
+    def _path(name: str) -> str:
+        return "model.vision_tower." + name.removeprefix("vision_model.")
+
+    @staticmethod
+    def _belongs(name: str) -> bool:
+        parts = ("text_model.", "logit_scale", "visual_projection.", "text_projection.")
+        return not name.startswith(parts) and not name.endswith("position_ids")
+
+
+def find_tower(config: dict[str, Any], folder: Path, given: str | Path | None, has_own: bool) -> Tower | None:
+    """Return the tower to use, or None for the checkpoint's own copy.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is neither a reachable tower nor a copy.
+    """
+    if given is None and has_own and config.get("unfreeze_mm_vision_tower"):
+        return None
+    name = str(given or config.get("mm_vision_tower") or config.get("vision_tower") or "")
+    if not name and not has_own:
+        raise FileNotFoundError(f"{folder}: config.json names no mm_vision_tower; pass vision_tower=...")
+    for place in (Path(name).expanduser(), folder / name):
+        if name and (place / "config.json").is_file():
+            return Tower(place)
+    try:
+        if name.count("/") == 1 and name[0] not in "./~":
+            return Tower(Path(snapshot_download(name, allow_patterns=TOWER_FILES)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
+        pass  # unreachable: the checkpoint's own copy may serve
+    if given is None and has_own:
+        return None
+    raise FileNotFoundError(
+        f"the vision tower {name!r} of {folder} is neither a folder nor a hub model that could be fetched; "
+        "pass vision_tower=FOLDER_OR_HUB_ID"
+    )
+
+
+def own_config(config: dict[str, Any], folder: Path) -> CLIPVisionConfig:
+    """Return the config of a copy inside the checkpoint, known only for the towers of the official models."""
+    name = str(config.get("mm_vision_tower", ""))
+    if name not in KNOWN:
+        raise FileNotFoundError(
+            f"{folder} holds its vision tower, but not the tower's config, and {name!r} cannot be reached; "
+            "pass vision_tower=FOLDER_OR_HUB_ID"
+        )
+    return CLIPVisionConfig(**KNOWN[name])
