@@ -1,4 +1,7 @@
-"""Compares what the library computes with what a golden file holds, one result a quantity."""
+"""Compares what the library computes with what a golden file holds, one result a quantity.
+
+Legend: B batch, N tokens, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-import torch
 from torch import Tensor
 
 from dynamic_llava.verification.files import GoldenFile
 
 TOLERANCE = 2e-4  # activations of float32 models, the tolerance that comes with the golden vectors
-NOT_COMPARED = {
-    "embeds_indices_after": "bookkeeping of the official code; position_ids_after says the same",
-    "min_decision_margin": "says how the input was chosen",
-}
-DESCRIPTIONS = ("seed",)  # of how a file was made
+DESCRIPTIONS = ("seed", "min_decision_margin")  # of how a file was made: nothing to compute
 
 
 class Status(StrEnum):
@@ -72,7 +70,7 @@ class Comparison:
         key
             Name of the array.
         ours
-            Of the same shape; one row stands for all where either side has a batch of one.
+            Of the same shape.
         tolerance
             Largest difference that passes.
         where
@@ -89,6 +87,13 @@ class Comparison:
         """Compare whole numbers or decisions with the array ``key``: no entry may differ."""
         if key in self.file:
             self.against(key + note, self.file[key], ours, None, where=where)
+
+    def positions(self, key: str, ours_BN: Tensor) -> None:
+        """Compare position ids; a single row stands for all, on either side."""
+        if key in self.file:
+            expected_BN = self.file[key]
+            rows = max(len(expected_BN), len(ours_BN))
+            self.against(key, expected_BN.expand(rows, -1), ours_BN.expand(rows, -1), None)
 
     def logits(self, key: str, ours: Tensor, *, where: Tensor | None = None, note: str = "") -> None:
         """Compare logits ``[..., V]`` with the array ``key``, or with what stands for it in large files.
@@ -111,7 +116,7 @@ class Comparison:
         relative: bool = False,
     ) -> None:
         """Compare ``ours`` with ``expected``; a tolerance of None means exactly."""
-        expected, ours = _same_batch(expected, ours.detach().cpu())
+        ours = ours.detach().cpu()
         if expected.shape != ours.shape:
             shapes = f"shape {tuple(ours.shape)}, expected {tuple(expected.shape)}"
             self._add(quantity, Status.FAIL, tolerance=tolerance or 0.0, reason=shapes)
@@ -137,26 +142,20 @@ class Comparison:
 
     def defect(self, keys: Iterable[str], reason: str) -> None:
         """Record arrays in which the official code is wrong."""
-        self._mark(keys, Status.DEFECT, reason)
-
-    def skip(self, keys: Iterable[str], reason: str) -> None:
-        """Record arrays that the library has no counterpart of."""
-        self._mark(keys, Status.NOT_COMPARED, reason)
+        for key in keys:
+            self._mark(key, Status.DEFECT, reason)
 
     def finish(self) -> None:
         """Account for every array that was not looked at."""
         if not any(result.status in (Status.PASS, Status.FAIL) for result in self.results):
             self.fail("(all)", "the file holds no array that could be compared")
         for key in self.file.keys:
-            if key in NOT_COMPARED:
-                self.skip([key], NOT_COMPARED[key])
-            elif key not in self.file.used and key not in DESCRIPTIONS:
-                self.skip([key], "an array that this check does not know")
+            if key not in self.file.used and key not in DESCRIPTIONS:
+                self._mark(key, Status.NOT_COMPARED, "an array that this check does not know")
 
-    def _mark(self, keys: Iterable[str], status: Status, reason: str) -> None:
-        for key in keys:
-            self.file.used.add(key)
-            self._add(key, status, reason=reason)
+    def _mark(self, key: str, status: Status, reason: str) -> None:
+        self.file.used.add(key)
+        self._add(key, status, reason=reason)
 
     def _add(
         self,
@@ -167,12 +166,3 @@ class Comparison:
         reason: str = "",
     ) -> None:
         self.results.append(Result(self.file.label, quantity, status, error, tolerance, reason))
-
-
-def _same_batch(expected: Tensor, ours: Tensor) -> tuple[Tensor, Tensor]:
-    """Expand the side that has one row for all."""
-    if expected.ndim == ours.ndim > 0 and expected.shape[1:] == ours.shape[1:]:
-        return (
-            torch.broadcast_tensors(expected, ours) if 1 in (len(expected), len(ours)) else (expected, ours)
-        )
-    return expected, ours

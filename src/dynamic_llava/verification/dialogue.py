@@ -27,7 +27,7 @@ def check_dialogue(subject: Subject, file: GoldenFile, comparison: Comparison) -
     logits: list[Tensor] = []
     lengths: list[Tensor] = []
     cache = None
-    with subject.attached() as model, Probe(model) as probe:
+    with subject.attached(subject.settings(file)) as model, Probe(model) as probe:
         for call in (inputs, *calls):
             out = model(**call, past_key_values=cache, use_cache=True)
             cache = out.past_key_values

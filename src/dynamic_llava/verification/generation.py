@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dynamic_llava.config import SparsityConfig
 from dynamic_llava.selection import keep_count
-from dynamic_llava.verification.comparison import Comparison
+from dynamic_llava.verification.comparison import TOLERANCE, Comparison
 from dynamic_llava.verification.files import GoldenFile
 from dynamic_llava.verification.prefill import compare_cache
 from dynamic_llava.verification.probe import Probe
@@ -43,11 +44,11 @@ class _Run:
 def check_cached(subject: Subject, file: GoldenFile, comparison: Comparison) -> None:
     """Compare generation with a cache; batches of the official code with its own single rows."""
     inputs = subject.inputs(file)
-    settings = _settings(subject, file)
     rows = [key.removesuffix("tokens") for key in file.starting("ref_row") if key.endswith("_tokens")]
     steps = file[f"{rows[0]}tokens" if rows else "tokens"].shape[1]
-    with subject.attached(**settings) as model, Probe(model) as probe:
+    with subject.attached(_settings(subject, file)) as model, Probe(model) as probe:
         run = _generate(model, inputs, steps)
+    comparison.positions("position_ids_prefill_after", probe.positions_BL[0])
     if not rows:
         _compare_run(subject, run, probe, comparison)
         return
@@ -62,8 +63,8 @@ def check_cached(subject: Subject, file: GoldenFile, comparison: Comparison) -> 
 def check_without_cache(subject: Subject, file: GoldenFile, comparison: Comparison) -> None:
     """Compare generation without a cache with cached runs of the same rows alone."""
     inputs = subject.inputs(file)
-    settings, steps = _settings(subject, file), file["tokens"].shape[1]
-    with subject.attached(**settings) as model:
+    steps = file["tokens"].shape[1]
+    with subject.attached(_settings(subject, file)) as model:
         if "first_input_ids" in file:  # an earlier prompt must leave no trace
             _generate(model, subject.inputs(file, "first_"), steps, use_cache=False)
         run = _generate(model, inputs, steps, use_cache=False)
@@ -71,7 +72,7 @@ def check_without_cache(subject: Subject, file: GoldenFile, comparison: Comparis
             alone = _generate(model, {key: x[row : row + 1] for key, x in inputs.items()}, steps)
             note = f"row {row} without cache = cached alone: "
             comparison.against(note + "tokens", alone.tokens_BT[0], run.tokens_BT[row], None)
-            comparison.against(note + "logits", alone.logits_BTV[0], run.logits_BTV[row], 2e-4)
+            comparison.against(note + "logits", alone.logits_BTV[0], run.logits_BTV[row], TOLERANCE)
             comparison.against(note + "decisions", alone.kept[0], run.kept[row], None)
     comparison.defect([key for key in file.keys if key not in INPUTS], NO_CACHE_DEFECT)
 
@@ -79,7 +80,7 @@ def check_without_cache(subject: Subject, file: GoldenFile, comparison: Comparis
 def check_both(subject: Subject, file: GoldenFile, comparison: Comparison) -> None:
     """Compare generation with and without a cache with the official cached run."""
     check_cached(subject, file, comparison)
-    with subject.attached(**_settings(subject, file)) as model:
+    with subject.attached(_settings(subject, file)) as model:
         run = _generate(model, subject.inputs(file), file["tokens"].shape[1], use_cache=False)
     note = " (without cache)"
     comparison.exact("tokens", run.tokens_BT, note=note)
@@ -87,17 +88,18 @@ def check_both(subject: Subject, file: GoldenFile, comparison: Comparison) -> No
     comparison.exact("keep_decision", torch.stack(run.kept), note=note)
 
 
-def _settings(subject: Subject, file: GoldenFile) -> dict[str, bool]:
+def _settings(subject: Subject, file: GoldenFile) -> SparsityConfig:
     """Return which predictors were on: by the file's name, the prompt's by the length it left."""
-    config, variant = subject.config, file.name.removeprefix("c_gen_")
-    image = config.sparsify_image and not variant.startswith(("full", "outtextonly"))
-    text = config.sparsify_text and not variant.startswith(("full", "visiononly"))
-    prompt = config.sparsify_prompt and "instruct_off" not in variant
-    if prompt and "position_ids_prefill_after" in file:
-        dropped = subject.image_tokens - keep_count(subject.image_tokens, config.image_keep_rate)
-        without = file["input_ids"].shape[1] - 1 + subject.image_tokens - (dropped if image else 0)
-        prompt = file["position_ids_prefill_after"].shape[1] < without
-    return {"sparsify_image": image, "sparsify_text": text, "sparsify_prompt": prompt}
+    config, variant = subject.settings(file), file.name.removeprefix("c_gen_")
+    config.sparsify_image &= not variant.startswith(("full", "outtextonly"))
+    config.sparsify_text &= not variant.startswith(("full", "visiononly"))
+    if "position_ids_prefill_after" in file:
+        kept = subject.image_tokens
+        if config.sparsify_image:
+            kept = keep_count(kept, config.image_keep_rate)
+        whole = file["input_ids"].shape[1] - 1 + kept
+        config.sparsify_prompt &= file["position_ids_prefill_after"].shape[1] < whole
+    return config
 
 
 def _generate(model: Any, inputs: dict[str, Tensor], steps: int, use_cache: bool = True) -> _Run:
@@ -124,8 +126,7 @@ def _compare_run(subject: Subject, run: _Run, probe: Probe, comparison: Comparis
     comparison.exact("keep_decision", torch.stack(run.kept))
     if probe.text_logits_BN2:
         comparison.close("out_pred_logits", torch.cat(probe.text_logits_BN2, dim=1))
-    comparison.exact("position_ids_prefill_after", probe.positions_BL[0])
-    comparison.exact("position_ids_decode", torch.cat(probe.positions_BL[1:], dim=-1))
+    comparison.positions("position_ids_decode", torch.cat(probe.positions_BL[1:], dim=-1))
     comparison.exact("kv_len_per_layer", lengths_LB[:, 0])
     comparison.exact("true_cache_length", lengths_LB)
     comparison.close("final_last_hidden_state", probe.last_hidden_BLC[-1])

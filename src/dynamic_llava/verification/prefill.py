@@ -5,7 +5,6 @@ Legend: B batch, I image tokens, N tokens, L kept tokens, H key heads, S tokens 
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import torch
@@ -22,26 +21,22 @@ def check_prefill(subject: Subject, file: GoldenFile, comparison: Comparison) ->
     """Compare everything that one pass over a prompt computes."""
     inputs = subject.inputs(file)
     is_full = file.name.startswith("b_")
-    settings = {
-        "sparsify_image": not is_full and "image_keep_index" in file,
-        "sparsify_text": not is_full and subject.config.sparsify_text,
-        "sparsify_prompt": "instruct_decision" in file,
-    }
-    if rate := re.search(r"_keep(\d*\.?\d+)", file.name):
-        settings["image_keep_rate"] = float(rate[1])
-    with subject.attached(**settings) as model, Probe(model) as probe:
+    config = subject.settings(file)
+    config.sparsify_image = not is_full and "image_keep_index" in file
+    config.sparsify_prompt = "instruct_decision" in file
+    with subject.attached(config) as model, Probe(model) as probe:
         out = model(**inputs, use_cache=True)
     _compare_inputs(subject, inputs, probe, comparison)
     comparison.logits("logits", out.logits)
     comparison.close("last_hidden_state", probe.last_hidden_BLC[0])
-    comparison.exact("position_ids_after", probe.positions_BL[0])
+    comparison.positions("position_ids_after", probe.positions_BL[0])
     comparison.close("hidden_after_prune_in", probe.hidden_BLC[0])
     for row, lengths_L in enumerate(subject.report.kv_lengths.T):
         comparison.exact("kv_len_per_layer", lengths_L, note=f" (row {row})" if row else "")
     compare_cache(comparison, out.past_key_values)
-    if settings["sparsify_image"]:
+    if config.sparsify_image:
         _compare_images(subject, probe, comparison)
-    if settings["sparsify_prompt"]:
+    if config.sparsify_prompt:
         _compare_question(subject, probe, comparison)
     if is_full:
         comparison.logits("logits", subject.model(**inputs).logits, note=" (detached)")
@@ -66,10 +61,13 @@ def _compare_inputs(
     """Compare what enters the decoder."""
     batch, length = inputs["input_ids"].shape
     end_B = torch.full((batch,), length)
-    comparison.exact("embeds_indices", subject.spans(inputs["input_ids"], end_B, end_B))
+    spans_B52 = subject.spans(inputs["input_ids"], end_B, end_B)
+    remain_B52 = (probe.positions_BL[0][:, None, None] < spans_B52[..., None]).sum(-1)
+    comparison.exact("embeds_indices", spans_B52)
+    comparison.exact("embeds_indices_after", remain_B52)
     comparison.close("image_features", probe.features_KIC[0])
     comparison.close("inputs_embeds", probe.embeds_BNC[0])
-    comparison.exact("position_ids_before", probe.dense_positions_BN[0])
+    comparison.positions("position_ids_before", probe.dense_positions_BN[0])
 
 
 def _compare_images(subject: Subject, probe: Probe, comparison: Comparison) -> None:

@@ -23,8 +23,6 @@ class Probe:
     ----------
     features_KIC
         Image features after the projector, one tensor a call that encodes pictures.
-    image_positions_KI
-        Where the tokens of each picture lie in the flattened input; None in calls without.
     embeds_BNC, dense_positions_BN
         What enters layer 0, and its position ids.
     hidden_BLC, positions_BL, policy_BN
@@ -38,7 +36,6 @@ class Probe:
     def __init__(self, model: Any) -> None:
         self.model = model
         self.features_KIC: list[Tensor] = []
-        self.image_positions_KI: list[Tensor | None] = []
         self.embeds_BNC: list[Tensor] = []
         self.dense_positions_BN: list[Tensor] = []
         self.hidden_BLC: list[Tensor] = []
@@ -55,7 +52,6 @@ class Probe:
         decoder, sparsifier = self.model.model.language_model, self.model.sparsifier
         first, split = decoder.layers[0], decoder.layers[sparsifier.config.layer]
         self._handles = [
-            self.model.model.register_forward_pre_hook(self._enter_model, with_kwargs=True),
             first.register_forward_pre_hook(self._enter_dense, with_kwargs=True),
             split.register_forward_pre_hook(self._enter_sparse, with_kwargs=True),
             self._output_of(self.model.model.multi_modal_projector, self.features_KIC),
@@ -79,9 +75,6 @@ class Probe:
             records.append(output.detach())
 
         return module.register_forward_hook(record)
-
-    def _enter_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.image_positions_KI.append(kwargs["image_positions_KI"])  # found by the sparsifier's own hook
 
     def _enter_dense(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.embeds_BNC.append(args[0].detach())

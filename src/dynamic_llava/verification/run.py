@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from pathlib import Path
 
 from dynamic_llava.verification.comparison import Comparison, Result
 from dynamic_llava.verification.dialogue import check_dialogue
 from dynamic_llava.verification.files import GoldenFile, find
 from dynamic_llava.verification.generation import check_both, check_cached, check_without_cache
+from dynamic_llava.verification.pictures import check_pictures
 from dynamic_llava.verification.prefill import check_prefill
 from dynamic_llava.verification.subject import Subject
 from dynamic_llava.verification.training import check_training
@@ -23,6 +25,7 @@ CHECKS: dict[str, Check] = {
     "d_gen_nocache": check_without_cache,
     "e_": check_training,
     "f_": check_dialogue,
+    "g_": check_pictures,
 }
 
 
@@ -53,12 +56,12 @@ def verify(
     FileNotFoundError, ValueError
         If there is nothing to verify, or a golden file cannot be read.
     """
-    subjects: dict[Path, Subject] = {}
+    load = lru_cache(maxsize=1)(lambda checkpoint: Subject(checkpoint, attention))
     results: list[Result] = []
     for file in track(find(folder)):
         comparison = Comparison(file)
         try:
-            _check(file, comparison, subjects, attention)
+            _check(file, comparison, load)
             comparison.finish()
         except Exception as error:  # whatever goes wrong in one file must not hide what the others say
             line = next(iter(str(error).strip().splitlines()), "")
@@ -67,14 +70,11 @@ def verify(
     return results
 
 
-def _check(file: GoldenFile, comparison: Comparison, subjects: dict[Path, Subject], attention: str) -> None:
+def _check(file: GoldenFile, comparison: Comparison, load: Callable[[Path], Subject]) -> None:
     if file.name.startswith("h_"):
         check_unit(file, comparison)
         return
     check = next((check for prefix, check in CHECKS.items() if file.name.startswith(prefix)), None)
     if check is None:
         raise ValueError(f"no check for this kind of file: {', '.join([*CHECKS, 'h_'])} are known")
-    if file.checkpoint not in subjects:
-        subjects.clear()  # one model in memory at a time
-        subjects[file.checkpoint] = Subject(file.checkpoint, attention)
-    check(subjects[file.checkpoint], file, comparison)
+    check(load(file.checkpoint), file, comparison)

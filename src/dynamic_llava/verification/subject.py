@@ -6,15 +6,19 @@ Legend: B batch, T tokens with one placeholder, N tokens, I image tokens, K pict
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dynamic_llava.checkpoints import load_model
+from dynamic_llava.checkpoints.official import to_ours
+from dynamic_llava.checkpoints.projectors import STOCK
+from dynamic_llava.config import SparsityConfig
 from dynamic_llava.placeholders import question_mask
 from dynamic_llava.report import Report
 from dynamic_llava.sparsifier import Sparsifier
@@ -50,8 +54,19 @@ class Subject:
         self.sparsifier.detach()
         self.model.set_attn_implementation(attention)
         self.model.generation_config.eos_token_id = None  # golden runs never stop early
-        vision = self.model.config.vision_config
-        self.image_tokens = (vision.image_size // vision.patch_size) ** 2
+        self.image_tokens: int = model.config.image_seq_length
+        self._end_with_the_official_vocabulary()
+
+    def _end_with_the_official_vocabulary(self) -> None:
+        """Take the row that loading added for the image token out of the logits."""
+        head, config = self.model.get_output_embeddings(), self.model.config
+        rows = min(config.image_token_id, config.text_config.vocab_size)
+        head.weight = nn.Parameter(head.weight.detach()[:rows].clone())
+        head.out_features = config.text_config.vocab_size = rows
+
+    def our_name(self, official: str) -> str:
+        """Return the name here of a parameter of the official code."""
+        return to_ours(official, getattr(self.model.config, "mm_projector_type", STOCK))
 
     @property
     def report(self) -> Report:
@@ -60,10 +75,19 @@ class Subject:
             raise ValueError("no call was made yet")
         return self.sparsifier.report
 
+    def settings(self, file: GoldenFile) -> SparsityConfig:
+        """Return the checkpoint's settings, changed by a file's name: ``_keep0.2``, ``_instruct_off``."""
+        config = dataclasses.replace(self.config)
+        if rate := re.search(r"_keep(\d*\.?\d+)", file.name):
+            config.image_keep_rate = float(rate[1])
+        if "_instruct_off" in file.name:
+            config.sparsify_prompt = False
+        return config
+
     @contextmanager
-    def attached(self, **settings: Any) -> Iterator[Any]:
-        """Attach the sparsifier, some settings changed, for the length of the block; yield the model."""
-        self.sparsifier.config = dataclasses.replace(self.config, **settings)
+    def attached(self, config: SparsityConfig) -> Iterator[Any]:
+        """Attach the sparsifier with ``config`` for the length of the block; yield the model."""
+        self.sparsifier.config = config
         self.model.eval()
         with self.sparsifier(self.model):
             yield self.model

@@ -17,7 +17,9 @@ STYLES = {Status.PASS: "green", Status.FAIL: "bold red", Status.DEFECT: "yellow"
 
 def table(results: Sequence[Result]) -> Table:
     """Lay out one row a compared quantity; what was not compared for one reason shares a row."""
-    shown = Table("file", "quantity", "max error", "tolerance", "result")
+    shown = Table()
+    for heading in ("file", "quantity", "max error", "tolerance", "result"):
+        shown.add_column(heading, overflow="fold")
     for (file, status, reason), group in groupby(results, _heading):
         rows = list(group)
         if status in (Status.DEFECT, Status.NOT_COMPARED):

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from dynamic_llava.verification.comparison import Comparison
 from dynamic_llava.verification.files import GoldenFile
-from dynamic_llava.verification.names import our_name
 from dynamic_llava.verification.probe import Probe
 from dynamic_llava.verification.subject import IGNORED, Subject
 
@@ -56,11 +55,11 @@ def check_training(subject: Subject, file: GoldenFile, comparison: Comparison) -
         note = "" if eps else " (without eps)"
         comparison.logits("logits", step.logits_BNV, where=batch.valid_BN, note=note)
         _compare_losses(step, comparison, note)
-        _compare_gradients(step.gradients, comparison, note)
+        _compare_gradients(subject, step.gradients, comparison, note)
     comparison.exact("expanded_labels", batch.inputs["labels"])
     comparison.exact("expanded_attention_mask", batch.inputs["attention_mask"])
     comparison.exact("embeds_indices", batch.spans_B52)
-    comparison.exact("position_ids", probe.dense_positions_BN[0])
+    comparison.positions("position_ids", probe.dense_positions_BN[0])
     comparison.close("hidden_in_sparse", probe.hidden_BLC[0], where=batch.valid_BN)
     comparison.close("last_hidden_state", probe.last_hidden_BLC[0], where=batch.valid_BN)
     if (policy_BN := probe.policy_BN[0]) is not None:
@@ -88,20 +87,19 @@ def _train(subject: Subject, file: GoldenFile, batch: _Batch, eps: float) -> tup
     """Run a training step, with the file's noise in place of the sparsifier's own."""
     sparsifier, draw = subject.sparsifier, subject.sparsifier.noise
     noises = _noises(file, batch)
-    settings = {
-        "sparsify_image": "noise_image" in file,
-        "sparsify_text": "noise_output_text" in file,
-        "sparsify_prompt": "noise_instruct" in file,
-        "softmax_eps": eps,
-    }
+    config = subject.settings(file)
+    config.sparsify_image = "noise_image" in file
+    config.sparsify_text = "noise_output_text" in file
+    config.sparsify_prompt = "noise_instruct" in file
+    config.softmax_eps = eps
     try:
-        with subject.attached(**settings) as model, Probe(model) as probe:
+        with subject.attached(config) as model, Probe(model) as probe:
             model.train()
             model.zero_grad()
             sparsifier.tau, sparsifier.noise = float(file["tau"]), lambda logits: noises.pop(0)
             out = model(**batch.inputs, answer_mask=batch.answer_BN, prompt_mask=batch.question_BN)
             penalties = sparsifier.ratio_loss()
-            loss = out.loss + sparsifier.config.ratio_weight * sum(penalties)
+            loss = out.loss + config.ratio_weight * sum(penalties)
             loss.backward()
             gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     finally:
@@ -158,12 +156,14 @@ def _compare_losses(step: _Step, comparison: Comparison, note: str) -> None:
             comparison.close(key, penalty, MASK_TOLERANCE, note=note)
 
 
-def _compare_gradients(gradients: dict[str, Tensor | None], comparison: Comparison, note: str) -> None:
+def _compare_gradients(
+    subject: Subject, gradients: dict[str, Tensor | None], comparison: Comparison, note: str
+) -> None:
     """Compare the norm of every parameter's gradient, and some gradients in full."""
     file = comparison.file
 
     def gradient(official: str) -> Tensor:
-        found = gradients[our_name(official)]
+        found = gradients[subject.our_name(official)]
         return torch.zeros(()) if found is None else found
 
     if "grad_names" in file:
