@@ -107,6 +107,15 @@ def test_rows_of_a_batch_are_compared_with_their_single_runs(forged: Path, folde
     assert statuses == dict.fromkeys(references, Status.PASS)
 
 
+def test_a_converted_checkpoint_passes_too(forged: Path, tmp_path: Path) -> None:
+    source = forged / "question"
+    converted = CliRunner().invoke(app, ["convert", str(source / "checkpoint"), str(tmp_path / "checkpoint")])
+    assert converted.exit_code == 0
+    for kind in KINDS:
+        shutil.copy(source / f"{kind}.npz", tmp_path)
+    assert {result.status for result in verify(tmp_path)} == {Status.PASS}
+
+
 def test_prefill_variants_are_read_from_the_name(forged: Path, folder: Path) -> None:
     """Another keep rate must change the result, so the unchanged numbers fail under a name that asks it."""
     original = arrays(forged / "question" / "a_prefill_b1.npz")
@@ -161,6 +170,10 @@ def test_wrong_shape_fails_with_both_shapes(forged: Path, folder: Path) -> None:
 
 
 # The command
+
+
+def test_help_has_an_example() -> None:
+    assert "Example: dynamic-llava verify" in run("--help").stdout
 
 
 def test_command_prints_a_table_and_ends_with_0(forged: Path, folder: Path) -> None:
