@@ -133,11 +133,14 @@ def scene(index: int, split: Split) -> Scene:
     return Scene(things, (red, green, blue))
 
 
-def make(index: int, split: Split, rounds: int = 1) -> Sample:
-    """Return scene number ``index`` with ``rounds`` questions of each kind and the request to describe it."""
+def make(index: int, split: Split, rounds: int = 1, place_rounds: int = 0) -> Sample:
+    """Return scene number ``index`` with ``rounds`` questions of each kind and the request to describe it.
+
+    ``place_rounds`` adds as many questions of each kind that asks for a place: position and relation.
+    """
     drawn = scene(index, split)
     rng = random.Random(f"questions-{split}-{index}")
-    asked = [ask(rng, drawn.things) for _ in range(rounds) for ask in _QUESTIONS]
+    asked = [ask(rng, drawn.things) for ask in _QUESTIONS * rounds + _PLACE_QUESTIONS * place_rounds]
     turns = (*asked, Turn(DESCRIBE, drawn.description, "description"))
     return Sample(f"scenes/{split}/{index}", drawn.draw, turns)
 
@@ -246,3 +249,4 @@ def _present_or_any(rng: random.Random, present: list[str], names: tuple[str, ..
 _QUESTIONS: tuple[Callable[[random.Random, tuple[Thing, ...]], Turn], ...] = (
     _ask_count, _ask_color, _ask_shape, _ask_size, _ask_position, _ask_relation, _ask_exists,
 )  # fmt: skip
+_PLACE_QUESTIONS = (_ask_position, _ask_relation)

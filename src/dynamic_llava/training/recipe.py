@@ -27,6 +27,8 @@ class Recipe(BaseModel):
     easy_vqa_per_step: int = Field(ge=0)
     question_rounds: int = Field(default=1, gt=0)
     """How often every kind of question is asked about a scene."""
+    place_rounds: int = Field(default=0, ge=0)
+    """How often those that ask for a place (position, relation) are asked on top."""
     learning_rate: float = Field(gt=0)
     """Peak rate of the model's parameters; warm-up, then cosine to zero."""
     matrix_learning_rate: float = Field(default=2e-3, gt=0)

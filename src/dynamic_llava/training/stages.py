@@ -43,7 +43,11 @@ class Stage(ABC):
         self.model = model
         self.processor = processor
         self.stream = Stream(
-            recipe.scenes_per_step, recipe.easy_vqa_per_step, recipe.question_rounds, recipe.seed
+            recipe.scenes_per_step,
+            recipe.easy_vqa_per_step,
+            recipe.question_rounds,
+            recipe.place_rounds,
+            recipe.seed,
         )
         self.modules: dict[str, nn.Module] = {"model": model}
 

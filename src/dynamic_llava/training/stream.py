@@ -16,14 +16,19 @@ class Stream:
         Pictures of each kind in one step.
     question_rounds : int
         How often every kind of question is asked about a scene.
+    place_rounds : int
+        How often those that ask for a place are asked on top.
     seed : int
         Offsets the scenes and shuffles easy-VQA.
     """
 
-    def __init__(self, scenes_per_step: int, easy_vqa_per_step: int, question_rounds: int, seed: int) -> None:
+    def __init__(
+        self, scenes_per_step: int, easy_vqa_per_step: int, question_rounds: int, place_rounds: int, seed: int
+    ) -> None:
         self.scenes_per_step = scenes_per_step
         self.easy_vqa_per_step = easy_vqa_per_step
         self.question_rounds = question_rounds
+        self.place_rounds = place_rounds
         self.seed = seed
         self._pictures = easy_vqa.load("train") if easy_vqa_per_step else []
 
@@ -39,7 +44,8 @@ class Stream:
 
     def groups(self, step: int) -> list[list[Sample]]:
         """Return the step's samples, scenes and easy-VQA apart: rows of a group have similar lengths."""
-        drawn = [scenes.make(index, "train", self.question_rounds) for index in self.scenes(step)]
+        rounds = self.question_rounds, self.place_rounds
+        drawn = [scenes.make(index, "train", *rounds) for index in self.scenes(step)]
         return [group for group in (drawn, self.easy_vqa(step)) if group]
 
     def _picture(self, position: int) -> Sample:
