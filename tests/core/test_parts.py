@@ -12,7 +12,7 @@ from tests import tiny
 
 from dynamic_llava import SparsityConfig, flops, masks
 from dynamic_llava.cache import BLOCK, Stage
-from dynamic_llava.policies import RandomPolicy, UniformPolicy
+from dynamic_llava.policies import LearnedPolicy, RandomPolicy, UniformPolicy
 from dynamic_llava.selection import (
     exponential_noise,
     keep_count,
@@ -221,3 +221,10 @@ def test_config_is_copied_into_the_report() -> None:
     assert sparsifier.report.config == SparsityConfig(
         image_keep_rate=0.25, d_model=16, nhead=2, dim_feedforward=32
     )
+
+
+def test_confident_scores_keep_their_order() -> None:
+    """In float32, ``log_softmax`` is 0 for every margin above 17."""
+    margin_KI = torch.tensor([[20.0, 60.0, 30.0, 40.0]])
+    policy = LearnedPolicy(lambda _: torch.stack([margin_KI, 0 * margin_KI], -1), None, exponential_noise)
+    assert policy.score(torch.zeros(1, 4, 8)).argsort().tolist() == [[0, 2, 3, 1]]

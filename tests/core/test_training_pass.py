@@ -148,3 +148,46 @@ def test_autocast_leaves_masks_and_attention_in_float32() -> None:
         assert all(parameter.grad.isfinite().all() for parameter in sparsifier.parameters())
         losses.append(out.loss)
     torch.testing.assert_close(losses[0], losses[1], atol=0.05, rtol=0.02)
+
+
+@pytest.mark.parametrize("pictures", [0, 1, 2])
+def test_masked_training_equals_dropped_inference(pictures: int) -> None:
+    """With the same decisions, weighing keys by masks gives the logits of a run that really drops them."""
+    model, sparsifier = training_pair(min_answer_length=1, image_policy="uniform")
+    sparsifier.noise = torch.ones_like  # without differences in noise, samples are the hard decisions
+    row, answer = tiny.row(9, pictures, 3), torch.arange(10, 40)[None]
+    prompt = row["input_ids"].shape[1]
+    longer = row | {"input_ids": torch.cat([row["input_ids"], answer], dim=1)}
+    longer["attention_mask"] = torch.ones_like(longer["input_ids"])
+    trained = model(**longer, answer_mask=last_columns(longer, 30)).logits[0]
+    kept = sparsifier.report.text_mask_BN[0, prompt:-1].bool()
+    assert 0 < kept.sum() < 29
+
+    model.eval()
+    with torch.no_grad():
+        out = model(**row)
+        stays = torch.ones(prompt, dtype=torch.bool)
+        stays[1 : 1 + 16 * pictures] = False
+        stays[1 + sparsifier.report.image_kept[0]] = True
+        torch.testing.assert_close(out.logits[0], trained[:prompt][stays], atol=1e-4, rtol=0)
+        for column in range(30):
+            out = model(input_ids=answer[:, column : column + 1], past_key_values=out.past_key_values)
+            torch.testing.assert_close(out.logits[0, 0], trained[prompt + column], atol=1e-4, rtol=0)
+    assert torch.equal(sparsifier.report.text_kept[0][:-1], kept)
+
+
+@pytest.mark.parametrize("case", ["no answer", "no picture", "nothing at all"])
+def test_rows_without_answer_or_picture_are_finite(case: str) -> None:
+    """They keep everything and pay nothing (for an empty answer the official code gives NaN)."""
+    model, sparsifier = training_pair(min_answer_length=1)
+    inputs = tiny.row(12, 0 if case == "no picture" else 1, 2)
+    answer_mask = last_columns(inputs, 0 if case == "no answer" else 5)
+    if case == "nothing at all":
+        inputs, answer_mask = tiny.row(12, 0, 2), torch.zeros(1, 13, dtype=torch.bool)
+    out = model(**inputs, labels=inputs["input_ids"], answer_mask=answer_mask)
+    image_loss, text_loss, prompt_loss = sparsifier.ratio_loss()
+    (out.loss + image_loss + text_loss + prompt_loss).backward()
+    assert out.loss.isfinite()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in sparsifier.parameters())
+    assert (text_loss == 0) == (case != "no picture")
+    assert prompt_loss == 0

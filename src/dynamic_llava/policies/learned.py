@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from dynamic_llava.policies.base import Policy
@@ -34,7 +35,8 @@ class LearnedPolicy(Policy):
 
     def score(self, hidden_KIC: Tensor) -> Tensor:
         """Return the log-probability of keep: the ranking of the margin, not of the raw keep logit."""
-        return self.image_predictor(hidden_KIC).float().log_softmax(-1)[..., 0]
+        keep_KI, drop_KI = self.image_predictor(hidden_KIC).float().unbind(-1)
+        return F.logsigmoid(keep_KI - drop_KI)  # log_softmax would round confident scores to one value
 
     def keep(self, hidden_BNC: Tensor, ordinal_BN: Tensor) -> Tensor:
         """Keep where the keep logit is strictly greater."""
