@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
@@ -41,11 +41,15 @@ class Adapter:
         write_json(folder / CONFIG_FILE, head | self.config.to_dict())
 
     def push(self, repo_id: str, private: bool | None, token: str | None) -> str:
-        """Upload both files to the hub; return the address of the commit."""
+        """Upload both files to the hub; return the address of the commit.
+
+        A base model in a folder of this machine goes without its name: elsewhere the path means nothing.
+        """
         api = HfApi(token=token)
         api.create_repo(repo_id, private=private, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
-            self.save(Path(folder))
+            base_model = "" if Path(self.base_model).is_dir() else self.base_model
+            replace(self, base_model=base_model).save(Path(folder))
             return str(
                 api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Add sparsifier")
             )

@@ -236,7 +236,8 @@ def convert(
     dtypes = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
     if dtype is not None and dtype not in dtypes:
         raise ValueError(f"--dtype is {dtype!r}: choose float32, float16 or bfloat16")
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("converting", total=None)
         done = run(
             source,

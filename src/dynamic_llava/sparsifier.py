@@ -218,11 +218,11 @@ class Sparsifier(Decisions):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``sparsifier.safetensors`` and ``sparsifier_config.json`` into ``folder``."""
-        self._adapter().save(Path(folder))
+        self.adapter().save(Path(folder))
 
     def push_to_hub(self, repo_id: str, private: bool | None = None, token: str | None = None) -> str:
         """Upload what :meth:`save_pretrained` writes to a hub repository, made if needed; return where."""
-        return self._adapter().push(repo_id, private, token)
+        return self.adapter().push(repo_id, private, token)
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> Sparsifier:
@@ -242,9 +242,10 @@ class Sparsifier(Decisions):
         sparsifier.base_model = adapter.base_model
         return sparsifier.to(next(iter(adapter.state.values())).dtype)
 
-    def _adapter(self) -> Adapter:
+    def adapter(self) -> Adapter:
+        """Return what its files hold, with the attached model's name where no base model is known."""
         name = self.base_model or (self._attachment.model.name_or_path if self._attachment else "")
-        return Adapter(copy.copy(self.config), self.hidden_size, name, self.state_dict())
+        return Adapter(copy.copy(self.config), self.hidden_size, name or "", self.state_dict())
 
     @property
     def _attached(self) -> _Attachment:

@@ -210,7 +210,7 @@ def _first(tensors: dict[str, Any]) -> str:
         ("sparsifier_config.json", lambda c: c.update(layer=0), "layer is 0"),
         ("sparsifier_config.json", lambda c: c.update(layer=9), "layer is 9"),
         ("sparsifier_config.json", lambda c: c.pop("hidden_size"), "is no sparsifier config"),
-        ("config.json", lambda c: c.update(model_type="llava_llama"), "official code"),
+        ("config.json", lambda c: c.update(model_type="llava_llama"), "holds a llava_llama model"),
         ("config.json", lambda c: c.update(model_type="gpt2"), "gpt2"),
     ],
 )

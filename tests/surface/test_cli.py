@@ -276,7 +276,7 @@ def test_bad_sparsifier_config(
     ("missing", "message"),
     [
         ("config.json", "is no checkpoint"),
-        ("model.safetensors", "cannot be read"),
+        ("model.safetensors", "holds no weights"),
         ("tokenizer.json", "no tokenizer or processor"),
         ("processor_config.json", "processor"),
         ("sparsifier.safetensors", "sparsifier.safetensors does not exist"),

@@ -126,10 +126,10 @@ def _to_transformers(
     else:
         place = source.tower.folder if source.tower else folder
         image_processor(raw, source.config.vision_config, place).save_pretrained(writer.folder)
-    if source.sparsifier is not None:
-        source.sparsifier.save_pretrained(writer.folder)
+    if source.adapter is not None:
+        source.adapter.save(writer.folder)
     _keep_aside(folder, source, writer.folder / KEPT)
-    return source.sparsifier is not None
+    return source.adapter is not None
 
 
 def _generation_config(folder: Path, source: OfficialCheckpoint) -> GenerationConfig:
@@ -165,11 +165,16 @@ def _to_official(
     config: Any = LlavaConfig.from_pretrained(folder)
     shards = Shards(folder)
     origins = {from_hub(name): name for name in shards}
-    _check_complete(folder, config, origins)
+    shapes = _complete_shapes(folder, config, origins, shards)
     sparsifier = Sparsifier.from_pretrained(folder) if (folder / CONFIG_FILE).is_file() else None
     kept = folder / KEPT
     if kept.is_dir():
         raw = json.loads((kept / "config.json").read_text(encoding="utf-8"))
+        if sparsifier and sparsifier.config != official.sparsity_config(raw, str(kept)):
+            raise ValueError(
+                f"{folder / CONFIG_FILE} was changed since {kept} was kept: remove that folder to convert "
+                "without it"
+            )
         has_tower = json.loads((kept / ORIGIN).read_text(encoding="utf-8"))["has_vision_tower"]
         small = [file for file in kept.iterdir() if file.suffix in SMALL_FILES and file.name != ORIGIN]
     else:
@@ -177,14 +182,19 @@ def _to_official(
         has_tower = False
         small = [file for file in folder.iterdir() if file.suffix in SMALL_FILES and _is_general(file)]
         _write_tower(shards, origins, config, writer.folder / "vision_tower")
+        write_json(writer.folder / "config.json", raw)
     for file in small:
         shutil.copyfile(file, writer.folder / file.name)
-    write_json(writer.folder / "config.json", raw)
     total = len(origins)
     projector = raw.get("mm_projector_type", "linear")
     for done, (path, name) in enumerate(origins.items(), start=1):
         if has_tower or not path.startswith("model.vision_tower."):
             tensor = shards.read(name)
+            if tensor.shape != shapes[path]:
+                raise ValueError(
+                    f"{shards.files[name]}: tensor {name} has shape {tuple(tensor.shape)}, expected "
+                    f"{tuple(shapes[path])}"
+                )
             rows = tensor[: raw["vocab_size"]] if path in VOCABULARY_ROWS else tensor
             writer.add(official.to_official(path, projector), _cast(rows, dtype))
         progress(done, total)
@@ -196,13 +206,18 @@ def _to_official(
     return sparsifier is not None
 
 
-def _check_complete(folder: Path, config: Any, origins: dict[str, str]) -> None:
+def _complete_shapes(folder: Path, config: Any, origins: dict[str, str], shards: Shards) -> dict[str, Any]:
+    """Return the shape of each tensor by module path; refuse a checkpoint with others or fewer."""
     shapes = expected_shapes(config)
-    for path in sorted(shapes.keys() ^ origins.keys()):
-        if path == "lm_head.weight" and config.tie_word_embeddings:
-            continue
-        state = "is missing" if path in shapes else "has no place in the model that config.json describes"
-        raise ValueError(f"{folder}: tensor {origins.get(path) or to_hub(path)} {state}")
+    for path in sorted(shapes.keys() - origins.keys()):
+        if path != "lm_head.weight" or not config.tie_word_embeddings:
+            raise ValueError(f"{folder}: tensor {to_hub(path)} is missing")
+    for path in sorted(origins.keys() - shapes.keys()):
+        name = origins[path]
+        raise ValueError(
+            f"{shards.files[name]}: tensor {name} has no place in the model that config.json describes"
+        )
+    return shapes
 
 
 def _predictors(folder: Path, raw: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
@@ -210,9 +225,9 @@ def _predictors(folder: Path, raw: dict[str, Any]) -> Iterator[tuple[str, Tensor
     settings = official.sparsity_config(raw, str(folder))
     if settings is None:
         return
-    wanted = official.predictors_in_use(settings)
+    off = official.predictors_off(settings)
     for name, tensor in load_file(folder / WEIGHTS_FILE).items():
-        if name.split(".")[0] in wanted:
+        if name.split(".")[0] not in off:
             yield official.to_official(f"sparsifier.{name}", ""), tensor
 
 

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,8 @@ def save(model: PreTrainedModel, processor: ProcessorMixin | None, folder: str |
             processor.save_pretrained(partial)
         sparsifier = getattr(model, "sparsifier", None)
         if sparsifier is not None:
-            sparsifier.save_pretrained(partial)
+            # Its base lies beside it; the name of what that was made from could be a path of this machine.
+            replace(sparsifier.adapter(), base_model="").save(partial)
 
 
 @contextmanager

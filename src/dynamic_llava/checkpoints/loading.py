@@ -12,11 +12,11 @@ from safetensors import SafetensorError
 from transformers import AutoProcessor, LlavaForConditionalGeneration, PreTrainedModel, ProcessorMixin
 from transformers.utils import logging
 
-from dynamic_llava.adapters import CONFIG_FILE, WEIGHTS_FILE
+from dynamic_llava.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter
 from dynamic_llava.checkpoints.folders import first_line, read_config, resolve
 from dynamic_llava.checkpoints.layout import to_hub
 from dynamic_llava.checkpoints.official import is_official
-from dynamic_llava.checkpoints.processors import official_processor
+from dynamic_llava.checkpoints.processors import IMAGE_TOKEN, official_processor, official_tokenizer
 from dynamic_llava.checkpoints.projectors import fit_projector
 from dynamic_llava.checkpoints.shards import Shards
 from dynamic_llava.checkpoints.source import OfficialCheckpoint
@@ -39,8 +39,11 @@ def load(
         ``processor`` is None where the checkpoint has no tokenizer.
     """
     folder = resolve(source)
+    if (base := _base_model(folder)) is not None:
+        model, processor = load(base, dtype, device, vision_tower)
+        return _exchange_sparsifier(model, folder), processor
     config = read_config(folder)
-    processor: ProcessorMixin | None = None
+    processor = None
     try:
         if has_tokenizer(folder) and is_official(config):
             processor = official_processor(folder, config, vision_tower)
@@ -48,8 +51,7 @@ def load(
             processor = AutoProcessor.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder}: the processor cannot be read: {first_line(error)}") from error
-    token = None if processor is None else getattr(processor, "image_token_id", None)
-    return _load(folder, dtype, device, vision_tower, token if is_official(config) else None), processor
+    return _load(folder, dtype, device, vision_tower), processor
 
 
 def load_model(
@@ -63,7 +65,8 @@ def load_model(
     Parameters
     ----------
     source
-        A folder, a hub id, or ``"nano"``, the model that comes with this package.
+        A folder, a hub id, or ``"nano"``, the model that comes with this package. A folder with a sparsifier
+        alone loads the base model that it names, too.
     dtype
         Such as ``torch.bfloat16`` or ``"bfloat16"``. None means float32 on CPU and the checkpoint's own
         elsewhere.
@@ -80,7 +83,31 @@ def load_model(
     ValueError
         If its format is unknown, or a tensor is missing or misshapen.
     """
-    return _load(resolve(source), dtype, device, vision_tower, image_token_id=None)
+    folder = resolve(source)
+    if (base := _base_model(folder)) is not None:
+        return _exchange_sparsifier(load_model(base, dtype, device, vision_tower), folder)
+    return _load(folder, dtype, device, vision_tower)
+
+
+def _base_model(folder: Path) -> str | None:
+    """Return the base model of a folder that holds a sparsifier alone; None for a whole checkpoint."""
+    if (folder / "config.json").is_file() or not (folder / CONFIG_FILE).is_file():
+        return None
+    base = Adapter.read(folder).base_model
+    if not base:
+        raise FileNotFoundError(
+            f"{folder / 'config.json'} does not exist: {folder} is no checkpoint, and its sparsifier names "
+            "no base model; load the model, then attach Sparsifier.from_pretrained(...)"
+        )
+    return base
+
+
+def _exchange_sparsifier(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    own = getattr(model, "sparsifier", None)
+    if own is not None:
+        own.detach()
+    Sparsifier.from_pretrained(folder).attach(model)
+    return model
 
 
 def _load(
@@ -88,14 +115,13 @@ def _load(
     dtype: torch.dtype | str | None,
     device: torch.device | str | None,
     vision_tower: str | Path | None,
-    image_token_id: int | None,
 ) -> PreTrainedModel:
     config = read_config(folder)
     device = torch.device(device or "cpu")
     dtype = _dtype(dtype, device)
     sparsifier = None
     if is_official(config):
-        source = OfficialCheckpoint(folder, vision_tower, image_token_id)
+        source = OfficialCheckpoint(folder, vision_tower, _image_token_id(folder, config))
         model, sparsifier = _load_official(source, dtype), source.sparsifier
     elif vision_tower is not None:
         raise ValueError(f"vision_tower was given, but {folder} holds its own vision tower: leave it out")
@@ -106,6 +132,7 @@ def _load(
     model.to(device)  # type: ignore[arg-type]  # transformers' own wrapper hides the signature
     model.eval()
     if sparsifier is not None:
+        sparsifier.base_model = ""  # it was trained with the model that lies beside it
         sparsifier.attach(model)
     return model
 
@@ -113,6 +140,13 @@ def _load(
 def has_tokenizer(folder: Path) -> bool:
     """Tell whether a checkpoint folder has a tokenizer."""
     return any((folder / name).is_file() for name in TOKENIZER_FILES)
+
+
+def _image_token_id(folder: Path, config: dict[str, Any]) -> int | None:
+    if not has_tokenizer(folder):
+        return None
+    token: Any = official_tokenizer(folder, config).convert_tokens_to_ids(IMAGE_TOKEN)
+    return int(token)
 
 
 def _load_official(source: OfficialCheckpoint, dtype: torch.dtype | str) -> PreTrainedModel:
@@ -138,7 +172,7 @@ def _stock(folder: Path, dtype: torch.dtype | str, read: Callable[[str], Any], *
     """Make the stock model from a folder's files or a state dict, and account for every tensor."""
     try:
         with _quiet():
-            model, info = LlavaForConditionalGeneration.from_pretrained(
+            loaded: Any = LlavaForConditionalGeneration.from_pretrained(
                 None if given else folder,
                 dtype=dtype,
                 output_loading_info=True,
@@ -147,6 +181,7 @@ def _stock(folder: Path, dtype: torch.dtype | str, read: Callable[[str], Any], *
             )
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         raise ValueError(f"{folder}: the model cannot be read: {first_line(error)}") from error
+    model, info = loaded
     projector = fit_projector(model)
     if projector is not None:
         state = {name: read(f"multi_modal_projector.{name}") for name in projector.state_dict()}

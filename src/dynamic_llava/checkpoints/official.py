@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, MistralConfig
+from transformers import LlamaConfig, LlavaConfig, MistralConfig
 
 from dynamic_llava.checkpoints.projectors import check_projector
 from dynamic_llava.config import SparsityConfig
@@ -25,6 +25,7 @@ TEXT_FIELDS = (
     "rope_theta", "rope_scaling", "attention_bias", "attention_dropout", "sliding_window",
     "bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings",
 )  # fmt: skip
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 SPARSE_FIELDS = {
     "use_vision_predictor": "sparsify_image",
     "vision_keep_rate": "image_keep_rate",
@@ -88,7 +89,7 @@ def to_official(name: str, projector: str) -> str:
     return old + rest
 
 
-def llava_config(config: dict[str, Any], vision: CLIPVisionConfig, source: str) -> LlavaConfig:
+def llava_config(config: dict[str, Any], vision: Any, source: str) -> LlavaConfig:
     """Translate an official config; ``source`` names it in errors.
 
     Raises
@@ -101,7 +102,11 @@ def llava_config(config: dict[str, Any], vision: CLIPVisionConfig, source: str) 
     features = config.get("mm_vision_select_feature", "patch")
     if features not in ("patch", "cls_patch"):
         raise ValueError(f"{source}: mm_vision_select_feature is {features!r}: choose patch or cls_patch")
-    text = {field: config[field] for field in TEXT_FIELDS if config.get(field) is not None}
+    for field in SIZES:
+        if not isinstance(config.get(field), int) or config[field] < 1:
+            raise ValueError(f"{source}: {field} is {config.get(field)!r}: it must be a whole number >= 1")
+    # Nulls count: without a window, Mistral's is null, and its class would put 4096 where nothing stands.
+    text = {field: config[field] for field in TEXT_FIELDS if field in config}
     patches = (vision.image_size // vision.patch_size) ** 2
     made = LlavaConfig(
         vision_config=vision,
@@ -133,14 +138,14 @@ def sparsity_config(config: dict[str, Any], source: str) -> SparsityConfig | Non
         raise ValueError(f"{source}: sparse_config: {error}") from error
 
 
-def predictors_in_use(sparsity: SparsityConfig) -> set[str]:
-    """Return the modules of a sparsifier that the official code has for these settings."""
+def predictors_off(sparsity: SparsityConfig) -> set[str]:
+    """Return the modules of a sparsifier that the official code does not have for these settings."""
     used = {
         "image_predictor": sparsity.sparsify_image,
         "text_predictor": sparsity.sparsify_text,
         "prompt_predictor": sparsity.sparsify_prompt,
     }
-    return {name for name, is_used in used.items() if is_used}
+    return {name for name, is_used in used.items() if not is_used}
 
 
 def official_config(config: Any, sparsity: SparsityConfig | None) -> dict[str, Any]:
@@ -149,7 +154,7 @@ def official_config(config: Any, sparsity: SparsityConfig | None) -> dict[str, A
     rope = text.get("rope_parameters") or {}
     text.setdefault("rope_theta", rope.get("rope_theta", 10000.0))
     mistral = config.text_config.model_type == "mistral"
-    made = {field: text[field] for field in TEXT_FIELDS if text.get(field) is not None}
+    made = {field: text[field] for field in TEXT_FIELDS if field in text}
     made |= {
         "model_type": "llava_mistral" if mistral else "llava_llama",
         "architectures": ["LlavaMistralForCausalLM" if mistral else "LlavaLlamaForCausalLM"],

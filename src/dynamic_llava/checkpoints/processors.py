@@ -7,12 +7,17 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, CLIPVisionConfig, LlavaProcessor, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, CLIPVisionConfig, LlavaProcessor, PreTrainedTokenizerBase
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
+from dynamic_llava.checkpoints.official import TEXT_CONFIGS
 from dynamic_llava.checkpoints.towers import find_tower, own_config
 
 IMAGE_TOKEN = "<image>"
+SETTINGS = (
+    "do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor",
+    "do_normalize", "image_mean", "image_std", "do_convert_rgb",
+)  # fmt: skip
 
 # LLaVA-1.5's conversation without its system prompt; the tokenizer adds <s>.
 VICUNA = """{% for message in messages %}\
@@ -34,21 +39,24 @@ MISTRAL = """{% for message in messages %}\
 {% endfor %}"""
 
 
+def official_tokenizer(folder: Path, config: dict[str, Any]) -> PreTrainedTokenizerBase:
+    """Read the tokenizer of an official checkpoint; one without ``<image>`` gets it."""
+    # With the decoder's config, transformers does not look at config.json, whose model_type it does not know.
+    tokenizer = AutoTokenizer.from_pretrained(folder, config=TEXT_CONFIGS[config["model_type"]]())
+    if IMAGE_TOKEN not in tokenizer.get_vocab():
+        tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
+    return tokenizer
+
+
 def official_processor(
     folder: Path, config: dict[str, Any], vision_tower: str | Path | None
 ) -> LlavaProcessor:
     """Build the processor of an official checkpoint with a tokenizer.
 
-    A tokenizer without ``<image>`` gets it; with ``mm_use_im_start_end`` the picture stands between
-    ``<im_start>`` and ``<im_end>``. Pictures are padded to a square or cropped by ``image_aspect_ratio``;
-    ``anyres`` models (LLaVA-1.6) see one padded picture at their base resolution, with a warning.
+    With ``mm_use_im_start_end`` the picture stands between ``<im_start>`` and ``<im_end>``. Pictures are
+    padded to a square or cropped by ``image_aspect_ratio``; ``anyres`` models (LLaVA-1.6) see one padded
+    picture at their base resolution, with a warning.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (ValueError, KeyError):  # the official model types name no tokenizer class
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    if IMAGE_TOKEN not in tokenizer.get_vocab():
-        tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
     tower = find_tower(config, folder, vision_tower, has_own=True)
     vision = tower.config if tower else own_config(config, folder)
     whole = config.get("mm_vision_select_feature", "patch") == "cls_patch"
@@ -56,7 +64,7 @@ def official_processor(
     template = MISTRAL if config["model_type"] == "llava_mistral" else VICUNA
     return LlavaProcessor(
         image_processor=image_processor(config, vision, tower.folder if tower else folder),
-        tokenizer=tokenizer,
+        tokenizer=official_tokenizer(folder, config),
         patch_size=vision.patch_size,
         vision_feature_select_strategy="full" if whole else "default",
         num_additional_image_tokens=1,
@@ -69,16 +77,15 @@ def image_processor(config: dict[str, Any], vision: CLIPVisionConfig, folder: Pa
     """Return what the official ``process_images`` does for one picture, with the tower's own settings."""
     path = folder / "preprocessor_config.json"
     settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    names = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor")
-    names += ("do_normalize", "image_mean", "image_std", "do_convert_rgb")
     side = vision.image_size
     known: dict[str, Any] = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
-    known |= {name: settings[name] for name in names if name in settings}
-    aspect = config.get("image_aspect_ratio", "square")
-    if str(aspect).startswith("anyres"):
+    known |= {name: settings[name] for name in SETTINGS if name in settings}
+    aspect = config.get("image_aspect_ratio")
+    has_tiles = str(aspect).startswith("anyres")
+    if has_tiles:
         warnings.warn(
             f"{folder}: image_aspect_ratio is {aspect!r}: tiles are not supported, the model sees one padded "
             "picture at its base resolution",
             stacklevel=2,
         )
-    return LlavaImageProcessorPil(do_pad=aspect != "square", **known)
+    return LlavaImageProcessorPil(do_pad=aspect == "pad" or has_tiles, **known)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import zipfile
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -101,7 +102,7 @@ class _File:
 
     def __getitem__(self, name: str) -> Tensor:
         if isinstance(self.tensors, dict):
-            tensor = self.tensors[name]
+            tensor = self.tensors[name].clone()  # apart from those that share its memory
         elif name in self.names():
             tensor = self.tensors.get_tensor(name)
         else:
@@ -114,7 +115,8 @@ def _cached(path: Path, stamp: tuple[int, int]) -> _File:
     try:
         if path.suffix == ".safetensors":
             return _File(safe_open(path, framework="pt"))
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        is_zip = zipfile.is_zipfile(path)  # files of before torch 1.6 are not, and cannot be mapped
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path}: the pickle holds more than tensors and was not loaded, for loading it could run code"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
+from dynamic_llava.adapters import Adapter
 from dynamic_llava.checkpoints import official
 from dynamic_llava.checkpoints.projectors import fit_projector
 from dynamic_llava.checkpoints.shards import Shards
@@ -39,8 +40,8 @@ class OfficialCheckpoint:
         The official ``config.json``.
     config
         Its translation.
-    sparsifier
-        Predictors with their weights, or None.
+    sparsifier, adapter
+        Predictors with their weights, in one dtype and each tensor in its own; or None.
 
     Raises
     ------
@@ -66,6 +67,7 @@ class OfficialCheckpoint:
         self.config.image_token_id = self.rows if image_token_id is None else image_token_id
         self.config.text_config.vocab_size = max(self.rows, self.config.image_token_id + 1)
         self.sparsity = official.sparsity_config(self.raw, source)
+        self.adapter: Adapter | None = None
         self._origins = self._find_origins()
         self.shapes = expected_shapes(self.config)
         self.sparsifier = self._read_sparsifier()
@@ -95,28 +97,32 @@ class OfficialCheckpoint:
         names = [name for name in self.shards if official.has_counterpart(name)]
         if self.tower:
             names = [name for name in names if not name.startswith(official.TOWER)]
-        return {official.to_ours(name, self.projector): name for name in names}
+        origins = {official.to_ours(name, self.projector): name for name in names}
+        if self.sparsity is None:
+            return origins
+        # The official code makes no predictor for what its config switches off, and ignores its tensors.
+        unused = tuple(f"sparsifier.{name}." for name in official.predictors_off(self.sparsity))
+        return {path: name for path, name in origins.items() if not path.startswith(unused)}
 
     def _read(self, path: str) -> Tensor:
-        name = self._origins[path]
-        tensor = self.shards.read(name)
-        if path in VOCABULARY_ROWS:
-            tensor = self._grown(tensor)
-        return self._checked(path, tensor)
+        tensor = self._checked(path, self.shards.read(self._origins[path]))
+        return self._grown(tensor) if path in VOCABULARY_ROWS else tensor
 
     def _grown(self, rows_VC: Tensor) -> Tensor:
         """Add rows for the image token; as the mean of all they differ from padding and score low."""
-        missing = self.config.text_config.vocab_size - rows_VC.shape[0]
-        if rows_VC.shape[0] != self.rows or missing == 0:
+        missing = self.config.text_config.vocab_size - self.rows
+        if missing == 0:
             return rows_VC
         mean_1C = rows_VC.float().mean(0, keepdim=True).to(rows_VC.dtype)
         return torch.cat([rows_VC, mean_1C.expand(missing, -1)])
 
     def _checked(self, path: str, tensor: Tensor) -> Tensor:
-        if tensor.shape != self.shapes[path]:
+        shape = tuple(self.shapes[path])
+        expected = (self.rows, *shape[1:]) if path in VOCABULARY_ROWS else shape
+        if tensor.shape != expected:
             raise ValueError(
                 f"{self.file_of(path)}: tensor {self._origins.get(path, path)} has shape "
-                f"{tuple(tensor.shape)}, expected {tuple(self.shapes[path])}"
+                f"{tuple(tensor.shape)}, expected {expected}"
             )
         return tensor
 
@@ -132,18 +138,20 @@ class OfficialCheckpoint:
         sparsifier = Sparsifier(self.sparsity, self.config.text_config.hidden_size)
         expected = {f"sparsifier.{name}": tensor for name, tensor in sparsifier.state_dict().items()}
         self.shapes |= {path: tensor.shape for path, tensor in expected.items()}
-        used = official.predictors_in_use(self.sparsity)
-        state = {}
-        for path, tensor in expected.items():
-            if path not in self._origins and path.split(".")[1] not in used:
-                # The official code makes no predictor for what its config switches off.
-                state[path] = torch.zeros_like(tensor)
-                continue
-            if path not in self._origins:
-                raise ValueError(f"{self.folder}: {official.to_official(path, self.projector)} is missing")
-            state[path] = self._read(path)
-        sparsifier.load_state_dict({path.removeprefix("sparsifier."): t for path, t in state.items()})
-        return sparsifier.to(next(iter(state.values())).dtype)
+        off = official.predictors_off(self.sparsity)
+        for path in expected:
+            if path not in self._origins and path.split(".")[1] not in off:
+                name = official.to_official(path, self.projector)
+                raise ValueError(f"{self.folder}: tensor {name} is missing")
+        found = {path: self._read(path) for path in expected if path in self._origins}
+        dtype = next((tensor.dtype for tensor in found.values()), torch.float32)
+        state = {
+            path.removeprefix("sparsifier."): found.get(path, torch.zeros_like(tensor, dtype=dtype))
+            for path, tensor in expected.items()
+        }
+        sparsifier.load_state_dict(state)
+        self.adapter = Adapter(self.sparsity, sparsifier.hidden_size, "", state)
+        return sparsifier.to(dtype)
 
     def _check_names(self) -> None:
         found = {*self._origins, *(self.tower.names if self.tower else ())}

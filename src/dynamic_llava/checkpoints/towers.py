@@ -16,11 +16,12 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from torch import Tensor
 from transformers import CLIPVisionConfig
 
+from dynamic_llava.checkpoints.folders import first_line
 from dynamic_llava.checkpoints.shards import Shards
 
 # The two towers of the official models, so that a checkpoint with a copy of its own loads offline.
 LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
-KNOWN = {
+KNOWN: dict[str, dict[str, Any]] = {
     "openai/clip-vit-large-patch14": LARGE | {"patch_size": 14, "image_size": 224, "projection_dim": 768},
     "openai/clip-vit-large-patch14-336": LARGE | {"patch_size": 14, "image_size": 336, "projection_dim": 768},
 }
@@ -38,16 +39,7 @@ class Tower:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        path = folder / "config.json"
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{path} cannot be read: {error}") from error
-        if config.get("model_type") not in ("clip", "clip_vision_model"):
-            raise ValueError(
-                f"{path}: the vision tower is a {config.get('model_type')}, only CLIP is supported"
-            )
-        self.config = CLIPVisionConfig(**config.get("vision_config", config))
+        self.config = _read_config(folder)
         self.shards = Shards(folder)
         self.names = {self._path(name): name for name in self.shards if self._belongs(name)}
 
@@ -79,17 +71,12 @@ def find_tower(config: dict[str, Any], folder: Path, given: str | Path | None, h
     """
     if given is None and has_own and config.get("unfreeze_mm_vision_tower"):
         return None
-    name = str(given or config.get("mm_vision_tower") or config.get("vision_tower") or "")
+    name = str(given or _named(config))
     if not name and not has_own:
         raise FileNotFoundError(f"{folder}: config.json names no mm_vision_tower; pass vision_tower=...")
-    for place in (Path(name).expanduser(), folder / name):
-        if name and (place / "config.json").is_file():
-            return Tower(place)
-    try:
-        if name.count("/") == 1 and name[0] not in "./~":
-            return Tower(Path(snapshot_download(name, allow_patterns=TOWER_FILES)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
-        pass  # unreachable: the checkpoint's own copy may serve
+    place = _place(name, None if given else folder, TOWER_FILES)
+    if place is not None:
+        return Tower(place)
     if given is None and has_own:
         return None
     raise FileNotFoundError(
@@ -99,11 +86,45 @@ def find_tower(config: dict[str, Any], folder: Path, given: str | Path | None, h
 
 
 def own_config(config: dict[str, Any], folder: Path) -> CLIPVisionConfig:
-    """Return the config of a copy inside the checkpoint, known only for the towers of the official models."""
-    name = str(config.get("mm_vision_tower", ""))
-    if name not in KNOWN:
+    """Return the config of a copy inside the checkpoint: it lies with the tower that the copy stems from."""
+    name = _named(config)
+    if name in KNOWN:
+        return CLIPVisionConfig(**KNOWN[name])
+    place = _place(name, folder, ["*.json"])
+    if place is None:
         raise FileNotFoundError(
             f"{folder} holds its vision tower, but not the tower's config, and {name!r} cannot be reached; "
             "pass vision_tower=FOLDER_OR_HUB_ID"
         )
-    return CLIPVisionConfig(**KNOWN[name])
+    return _read_config(place)
+
+
+def _named(config: dict[str, Any]) -> str:
+    return str(config.get("mm_vision_tower") or config.get("vision_tower") or "")
+
+
+def _place(name: str, checkpoint: Path | None, files: list[str]) -> Path | None:
+    """Return the folder of a tower, relative to its checkpoint first, or fetched from the hub."""
+    path = Path(name).expanduser()
+    for place in (path,) if checkpoint is None else (checkpoint / path, path):
+        if name and (place / "config.json").is_file():
+            return place
+    if name.count("/") != 1 or name[0] in "./~":
+        return None
+    try:
+        return Path(snapshot_download(name, allow_patterns=files))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
+        return None
+
+
+def _read_config(folder: Path) -> CLIPVisionConfig:
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        model_type = config["model_type"]
+        made = CLIPVisionConfig(**config.get("vision_config", config))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no config of a vision tower: {first_line(error)}") from error
+    if model_type not in ("clip", "clip_vision_model"):
+        raise ValueError(f"{path}: the vision tower is a {model_type}, only CLIP is supported")
+    return made
