@@ -262,6 +262,21 @@ def test_predictors_alone_load_with_their_base(tmp_path: Path) -> None:
         checkpoints.load(tmp_path / "nameless")
 
 
+def test_the_hub_sees_no_path_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints.save(tiny.model(), None, tmp_path / "base")
+    sparsifier = tiny.sparsifier().attach(checkpoints.load_model(tmp_path / "base"))
+    uploaded: dict[str, Any] = {}
+
+    def upload(_: Any, folder_path: str, **__: Any) -> None:
+        uploaded.update(json.loads((Path(folder_path) / "sparsifier_config.json").read_text()))
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda *_, **__: None)
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload)
+    sparsifier.push_to_hub("someone/sparse")
+    assert uploaded["base_model_name_or_path"] == ""
+    assert uploaded["hidden_size"] == 32
+
+
 # The command
 
 
