@@ -5,8 +5,13 @@ Legend: B batch, N tokens, Q queries, S keys.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+
+DEFAULT_BLOCK = 128  # of flex attention, in queries and keys
 
 
 def causal(length: int, device: torch.device) -> Tensor:
@@ -67,7 +72,7 @@ def token_mask(attention_mask: Tensor | None, length: int) -> Tensor | None:
     return None if bool(valid_BN.all()) else valid_BN
 
 
-def for_attention(visible: Tensor | None, queries: int, like: Tensor, implementation: str) -> Tensor | None:
+def for_attention(visible: Tensor | None, queries: int, like: Tensor, implementation: str) -> Any:
     """Turn visibility into what an attention implementation takes.
 
     Parameters
@@ -80,8 +85,7 @@ def for_attention(visible: Tensor | None, queries: int, like: Tensor, implementa
     like
         A tensor of the dtype and device wanted.
     implementation
-        ``"sdpa"`` takes bool masks and None; ``"eager"`` and ``"flex_attention"`` an additive mask, with a
-        row for each of ``like``.
+        ``"sdpa"`` takes bool masks and None, ``"eager"`` an additive mask, ``"flex_attention"`` a block mask.
     """
     if implementation == "sdpa":
         return visible
@@ -89,5 +93,22 @@ def for_attention(visible: Tensor | None, queries: int, like: Tensor, implementa
         if queries == 1:
             return None
         visible = causal(queries, like.device)[None, None]
-    visible = visible.expand(like.shape[0], -1, -1, -1)
+    if implementation == "flex_attention":
+        return block_mask(visible.expand(like.shape[0], -1, -1, -1))
     return torch.zeros_like(visible, dtype=like.dtype).masked_fill_(~visible, torch.finfo(like.dtype).min)
+
+
+def block_mask(visible: Tensor) -> BlockMask:
+    """Turn visibility, bool ``[B, 1, Q, S]``, into flex attention's own form.
+
+    An additive mask would do, but flex attention as compiled for CPUs corrupts memory with one (torch 2.13).
+    """
+    rows, _, queries, keys = visible.shape
+    # Blocks are whole: what lies past the edges is asked for too.
+    edges = (0, -keys % DEFAULT_BLOCK, 0, -queries % DEFAULT_BLOCK)
+    whole = torch.nn.functional.pad(visible[:, 0], edges)
+
+    def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return whole[row, query, key]
+
+    return create_block_mask(sees, rows, None, queries, keys, device=str(visible.device))
