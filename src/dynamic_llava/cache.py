@@ -35,6 +35,8 @@ class Stage:
         Next slot of each row, int64.
     valid_BS
         Which slots hold a token; False for padding and for everything from ``length_B`` on.
+    column_BS
+        Where the token of each slot stood in what was fed, int64.
     used
         Slots that a pass may touch: an upper bound of the lengths that needs no look at the device.
     """
@@ -47,6 +49,7 @@ class Stage:
         """Forget all tokens and the number of rows."""
         self.length_B = torch.zeros(0, dtype=torch.long)
         self.valid_BS = torch.zeros(0, 0, dtype=torch.bool)
+        self.column_BS = torch.zeros(0, 0, dtype=torch.long)
         self.used = 0
         self.even = True  # every row's length is exactly `used`
         self.full = True  # every slot below its row's length is valid
@@ -84,6 +87,7 @@ class Stage:
         if not self.length_B.numel():
             self.length_B = torch.zeros(batch, dtype=torch.long, device=device)
             self.valid_BS = torch.zeros(batch, self.limit or 0, dtype=torch.bool, device=device)
+            self.column_BS = torch.zeros_like(self.valid_BS, dtype=torch.long)
         if batch != self.length_B.shape[0]:
             raise ValueError(
                 f"past_key_values holds {self.length_B.shape[0]} rows, the call has {batch}: they must agree"
@@ -102,9 +106,17 @@ class Stage:
         visible_BQS = self.valid_BS[:, None, : self.used] | (new_B1S & (offset_B1S <= column_Q1))
         return visible_BQS[:, None]
 
-    def extend(self, valid_BQ: Tensor | None) -> None:
+    def hide(self, seen_BN: Tensor) -> None:
+        """Make the slots of fed tokens that a later mask no longer shows invalid; bool ``[B, columns]``."""
+        seen_BS = seen_BN.gather(1, self.column_BS.clamp(max=seen_BN.shape[1] - 1))
+        if bool((self.valid_BS & ~seen_BS).any()):
+            self.valid_BS = self.valid_BS & seen_BS
+            self.full = False
+
+    def extend(self, valid_BQ: Tensor | None, column_BQ: Tensor) -> None:
         """End a pass whose tokens all stay; padding becomes invalid slots."""
         slots_BQ = self._close()
+        self.column_BS = self.column_BS.scatter(1, slots_BQ, column_BQ)
         if valid_BQ is None:
             valid_BQ = torch.ones_like(slots_BQ, dtype=torch.bool)
         else:
@@ -112,9 +124,10 @@ class Stage:
         self.valid_BS = self.valid_BS.scatter(1, slots_BQ, valid_BQ)
         self.length_B = self.length_B + slots_BQ.shape[1]
 
-    def keep(self, keep_B: Tensor) -> None:
+    def keep(self, keep_B: Tensor, column_B1: Tensor) -> None:
         """End a pass of one token a row; where it is not kept, the next one takes its slot."""
         slots_B1 = self._close()
+        self.column_BS = self.column_BS.scatter(1, slots_B1, column_B1)
         self.valid_BS = self.valid_BS.scatter(1, slots_B1, keep_B[:, None])
         self.length_B = self.length_B + keep_B
         self.even = False
@@ -122,6 +135,7 @@ class Stage:
     def select_rows(self, index: Tensor) -> None:
         """Take rows by index, for beam search."""
         self.length_B, self.valid_BS = self.length_B[index], self.valid_BS[index]
+        self.column_BS = self.column_BS[index]
 
     def _close(self) -> Tensor:
         if self.slots_BQ is None:
@@ -142,7 +156,9 @@ class Stage:
         self.used += queries
         if self.used > self.capacity:
             blocks = -(-self.used // BLOCK)
-            self.valid_BS = torch.nn.functional.pad(self.valid_BS, (0, blocks * BLOCK - self.capacity))
+            more = (0, blocks * BLOCK - self.capacity)
+            self.valid_BS = torch.nn.functional.pad(self.valid_BS, more)
+            self.column_BS = torch.nn.functional.pad(self.column_BS, more)
 
 
 class SparseLayer(CacheLayerMixin):
@@ -187,8 +203,8 @@ class SparseLayer(CacheLayerMixin):
         return int(self.stage.length_B.max()) if self.stage.length_B.numel() else 0
 
     def get_max_length(self) -> int:
-        """Return -1: the storage grows."""
-        return -1
+        """Return how many tokens a row there is room for; -1 if the storage grows."""
+        return -1 if self.stage.limit is None else self.stage.limit
 
     get_max_cache_shape = get_max_length  # its name in older versions of transformers 5
 

@@ -37,7 +37,7 @@ class SparsityConfig:
     d_model, nhead, dim_feedforward, num_layers
         Shape of the image predictor; ``d_model`` is also the width of the text predictor.
     min_answer_length, min_prompt_length
-        LEN of the paper: in training, answers (questions) with fewer tokens keep all and pay no penalty.
+        LEN of the paper: in training, rows with fewer answer (question) tokens keep all and pay no penalty.
     ratio_weight
         Weight of the keep-rate penalties in the training loss.
     softmax_eps
@@ -78,21 +78,24 @@ class SparsityConfig:
 
     def validate(self) -> None:
         """Raise ``ValueError`` naming the first setting that is out of range."""
-        if not isinstance(self.layer, int) or self.layer < 1:
+        for name in ("sparsify_image", "sparsify_text", "sparsify_prompt"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} is {getattr(self, name)!r}: it must be True or False")
+        if not isinstance(self.layer, int) or isinstance(self.layer, bool) or self.layer < 1:
             raise ValueError(
                 f"layer is {self.layer!r}: the first sparse layer is a whole number >= 1, layer 0 stays dense"
             )
         for name in ("image_keep_rate", "text_keep_rate", "prompt_keep_rate"):
             rate = getattr(self, name)
-            if not 0 < rate <= 1:
+            if not isinstance(rate, int | float) or not 0 < rate <= 1:
                 raise ValueError(f"{name} is {rate}: a keep rate must be greater than 0 and at most 1")
         for name in ("image_policy", "text_policy"):
             policy = getattr(self, name)
             if policy not in POLICIES:
                 raise ValueError(f"{name} is {policy!r}: choose one of {', '.join(POLICIES)}")
         for name in ("d_model", "nhead", "dim_feedforward", "num_layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)!r}: it must be a whole number >= 1")
         if self.d_model % self.nhead:
             raise ValueError(
                 f"d_model {self.d_model} cannot be split into {self.nhead} heads: choose a multiple of nhead"

@@ -53,9 +53,12 @@ class Decisions(nn.Module):
             hidden_size, config.d_model, config.nhead, config.dim_feedforward, config.num_layers
         )
         self.text_predictor = TextPredictor(hidden_size, config.d_model)
-        self.prompt_predictor: TextPredictor | None = None
-        if config.sparsify_prompt:
-            self.prompt_predictor = TextPredictor(hidden_size, config.d_model)
+        self.make_prompt_predictor(config.sparsify_prompt)
+
+    def make_prompt_predictor(self, wanted: bool) -> None:
+        """Have a third predictor, of prompt tokens, or none; ``sparsify_prompt`` at the start decides."""
+        hidden_size, width = self.hidden_size, self.config.d_model
+        self.prompt_predictor = TextPredictor(hidden_size, width) if wanted else None
 
     def keep_image_tokens(self, hidden_KIC: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the bool decision ``[K, I]`` on each picture's image tokens, and the scores behind it.

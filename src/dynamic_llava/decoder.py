@@ -65,6 +65,10 @@ def sparse_forward(
     sparsifier.check()
     given = Inputs(image_positions_KI, token_ids_BN, attention_mask)
     if answer_mask is not None:
+        if isinstance(past_key_values, Cache) and past_key_values.get_seq_length() > 0:
+            raise ValueError(
+                "answer_mask asks for a pass at full length: give all tokens and no past_key_values"
+            )
         mode: Pass = MaskedPass(sparsifier, sparsifier.new_report(), given, answer_mask, prompt_mask)
     elif use_cache:
         mode = CachedPass(sparsifier, given, _sparse_cache(sparsifier, past_key_values))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from dynamic_llava.cache import SparseCache
 from dynamic_llava.config import SparsityConfig
 from dynamic_llava.decisions import Decisions
 from dynamic_llava.decoder import sparse_forward
+from dynamic_llava.fit import check_fit, computes_on
 from dynamic_llava.flops import DecoderShape
 from dynamic_llava.placeholders import image_positions
 from dynamic_llava.report import Report
@@ -83,7 +83,7 @@ class Sparsifier(Decisions):
         Parameters
         ----------
         model
-            A stock model such as ``LlavaForConditionalGeneration``, with sdpa or eager attention.
+            A stock model such as ``LlavaForConditionalGeneration``, with sdpa, eager or flex attention.
 
         Returns
         -------
@@ -95,10 +95,12 @@ class Sparsifier(Decisions):
         ValueError
             If it does not fit the model, or if either is attached already.
         """
-        self._check_fit(model)
+        if self._attachment is not None or hasattr(model, "sparsifier"):
+            raise ValueError("model or sparsifier is attached already: call sparsifier.detach() first")
+        check_fit(model, self.config.layer, self.hidden_size, self.base_model)
         language_model: Any = model.model.language_model
         # It decides on what the last dense layer returns, so it lives where that layer computes.
-        device = _computes_on(language_model.layers[self.config.layer - 1])
+        device = computes_on(language_model.layers[self.config.layer - 1])
         self.to(device=device, dtype=language_model.norm.weight.dtype).train(model.training)
         # accelerate wraps forward where a device_map moves inputs or weights; then take what it wraps.
         entry = "_old_forward" if hasattr(language_model, "_hf_hook") else "forward"
@@ -196,7 +198,8 @@ class Sparsifier(Decisions):
     # Hooks on the stock model
 
     def _check_labels(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        drops = self.config.sparsify_image or self.config.sparsify_text
+        config = self.config
+        drops = config.sparsify_image or config.sparsify_text or config.sparsify_prompt
         given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
         learns = given.get("labels") is not None or (self.training and torch.is_grad_enabled())
         if drops and learns and kwargs.get("answer_mask") is None:
@@ -237,6 +240,7 @@ class Sparsifier(Decisions):
         """
         adapter = Adapter.read(source)
         sparsifier = cls(adapter.config, adapter.hidden_size)
+        sparsifier.make_prompt_predictor(any(name.startswith("prompt_predictor.") for name in adapter.state))
         adapter.check(sparsifier.state_dict(), source)
         sparsifier.load_state_dict(adapter.state)
         sparsifier.base_model = adapter.base_model
@@ -252,44 +256,3 @@ class Sparsifier(Decisions):
         if self._attachment is None:
             raise ValueError("the sparsifier is not attached: call sparsifier.attach(model) first")
         return self._attachment
-
-    def _check_fit(self, model: PreTrainedModel) -> None:
-        if self._attachment is not None or hasattr(model, "sparsifier"):
-            raise ValueError("model or sparsifier is attached already: call sparsifier.detach() first")
-        if not hasattr(model.base_model, "language_model"):
-            raise ValueError(
-                f"{type(model).__name__} has no language_model inside: attach to a multimodal model such as "
-                "LlavaForConditionalGeneration"
-            )
-        config = model.model.language_model.config
-        if config.hidden_size != self.hidden_size:
-            trained_for = f" (trained for {self.base_model})" if self.base_model else ""
-            raise ValueError(
-                f"hidden_size is {self.hidden_size}{trained_for}, "
-                f"the model's decoder has {config.hidden_size}"
-            )
-        names = [Path(name).name for name in (self.base_model, model.name_or_path) if name]
-        if len(set(names)) > 1:
-            warnings.warn(
-                f"the sparsifier was trained for {self.base_model}, not for {model.name_or_path}: its "
-                "decisions may not fit",
-                stacklevel=3,
-            )
-        if self.config.layer >= config.num_hidden_layers:
-            last = config.num_hidden_layers - 1
-            raise ValueError(
-                f"layer is {self.config.layer}: the decoder has {last + 1} layers, choose 1 to {last}"
-            )
-        if config._attn_implementation not in attention.STOCK_ATTENTION:
-            raise ValueError(
-                f"attention implementation {config._attn_implementation!r} is not supported: load the model "
-                f"with attn_implementation set to {' or '.join(attention.STOCK_ATTENTION)}"
-            )
-        if getattr(config, "sliding_window", None):
-            raise ValueError("the decoder has sliding-window attention, which is not supported")
-
-
-def _computes_on(layer: nn.Module) -> torch.device:
-    """Device of a layer's work, which is not that of its weights where accelerate offloads them."""
-    execution_device = getattr(getattr(layer, "_hf_hook", None), "execution_device", None)
-    return next(layer.parameters()).device if execution_device is None else torch.device(execution_device)

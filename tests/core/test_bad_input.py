@@ -254,6 +254,6 @@ def test_checkpoints_that_are_not_there(tmp_path: Path, checkpoint: Path) -> Non
 
 def test_saving_does_not_replace_what_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(ValueError, match="no checkpoint"):
+    with pytest.raises(ValueError, match="no part of a checkpoint"):
         checkpoints.save(tiny.model(), None, tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"

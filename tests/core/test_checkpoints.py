@@ -125,7 +125,7 @@ def test_converting_refuses_what_makes_no_sense(folder: Path, tmp_path: Path) ->
         convert(folder, folder)
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="no checkpoint"):
+    with pytest.raises(ValueError, match="no part of a checkpoint"):
         convert(folder, tmp_path / "taken")
 
 

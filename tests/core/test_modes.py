@@ -121,3 +121,53 @@ def test_assisted_generation_is_refused(inputs: dict[str, Tensor]) -> None:
 def test_other_caches_are_refused_at_the_start(implementation: str) -> None:
     with pytest.raises((ValueError, ImportError)):
         generate(attached(), tiny.row(9, 1, 3), cache_implementation=implementation)
+
+
+def test_padding_fed_after_an_early_end_is_masked_in_the_next_turn() -> None:
+    """``generate`` feeds padding to rows that have ended; the mask of a new turn takes it back."""
+    model = attached(image_keep_rate=0.5)
+    rows = [tiny.row(9, 1, 0), tiny.row(14, 2, 1)]
+    turn = torch.tensor([[11, 12, 13]])
+    ends_after = 2
+    answers = torch.randint(10, 40, (2, 8), generator=torch.Generator().manual_seed(3))
+
+    def chat(inputs: dict[str, Tensor], answers: Tensor, seen: Tensor) -> Tensor:
+        with torch.no_grad():
+            mask = inputs["attention_mask"]
+            out = model(**inputs, position_ids=(mask.cumsum(-1) - 1).clamp(min=0))
+            for column in range(answers.shape[1]):
+                mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+                out = model(
+                    input_ids=answers[:, column : column + 1],
+                    attention_mask=mask,
+                    position_ids=(mask.cumsum(-1) - 1)[:, -1:],
+                    past_key_values=out.past_key_values,
+                )
+            new = turn.expand(len(answers), -1)
+            mask = torch.cat([inputs["attention_mask"], seen, torch.ones_like(new)], dim=1)
+            return model(
+                input_ids=new,
+                attention_mask=mask,
+                position_ids=(mask.cumsum(-1) - 1).clamp(min=0)[:, -3:],
+                past_key_values=out.past_key_values,
+            ).logits
+
+    seen = torch.ones_like(answers)
+    seen[0, ends_after:] = 0
+    together = chat(tiny.batch(rows), answers.masked_fill(seen == 0, tiny.PAD), seen)
+    first = chat(rows[0], answers[:1, :ends_after], seen[:1, :ends_after])
+    second = chat(rows[1], answers[1:], seen[1:])
+    torch.testing.assert_close(together, torch.cat([first, second]), atol=1e-5, rtol=1e-4)
+    assert model.sparsifier.report.kv_lengths.shape == (4, 1)
+
+
+def test_mask_of_a_new_turn_must_fit_the_cache() -> None:
+    model = attached()
+    with torch.no_grad():
+        out = model(**tiny.row(9, 1, 0))
+        with pytest.raises(ValueError, match="attention_mask has 9 columns"):
+            model(
+                input_ids=torch.tensor([[5, 6, 7]]),
+                attention_mask=torch.ones(1, 9, dtype=torch.long),
+                past_key_values=out.past_key_values,
+            )

@@ -106,10 +106,10 @@ def test_visibility_of_padding_and_of_given_masks() -> None:
 def test_dropped_token_is_overwritten_and_storage_grows_only_for_kept_ones() -> None:
     stage = Stage()
     stage.open(2, 3, torch.tensor([[False, True, True], [True, True, True]]), torch.device("cpu"))
-    stage.extend(torch.tensor([[False, True, True], [True, True, True]]))
+    stage.extend(torch.tensor([[False, True, True], [True, True, True]]), torch.arange(3).expand(2, 3))
     for step in range(3 * BLOCK):
         stage.open(2, 1, None, torch.device("cpu"))
-        stage.keep(torch.tensor([step % 4 == 0, False]))
+        stage.keep(torch.tensor([step % 4 == 0, False]), torch.full((2, 1), 3 + step))
     assert stage.length_B.tolist() == [3 + 3 * BLOCK // 4, 3]
     assert stage.tokens_B().tolist() == [2 + 3 * BLOCK // 4, 3]
     assert stage.capacity == BLOCK
@@ -118,11 +118,11 @@ def test_dropped_token_is_overwritten_and_storage_grows_only_for_kept_ones() -> 
 def test_decoded_token_sees_kept_tokens_and_itself() -> None:
     stage = Stage()
     stage.open(1, 2, None, torch.device("cpu"))
-    stage.extend(None)
+    stage.extend(None, torch.tensor([[0, 1]]))
     assert stage.open(1, 1, None, torch.device("cpu")) is None
-    stage.keep(torch.tensor([False]))
+    stage.keep(torch.tensor([False]), torch.tensor([[2]]))
     assert stage.open(1, 1, None, torch.device("cpu"))[0, 0, 0].int().tolist() == [1, 1, 1, 0]
-    stage.keep(torch.tensor([True]))
+    stage.keep(torch.tensor([True]), torch.tensor([[3]]))
     assert stage.open(1, 1, None, torch.device("cpu"))[0, 0, 0].int().tolist() == [1, 1, 1, 1, 0]
 
 

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from tests import tiny
 from transformers import LlamaForCausalLM
 
-from dynamic_llava import SparsityConfig, checkpoints
+from dynamic_llava import Sparsifier, SparsityConfig, checkpoints
+from dynamic_llava.checkpoints import save
 
 
 def test_cache_of_a_failed_call_is_refused() -> None:
@@ -123,3 +124,37 @@ def test_attention_dropout_is_refused_in_training() -> None:
     row = tiny.row(4)
     with pytest.raises(ValueError, match="attention_dropout"):
         model(**row, answer_mask=torch.zeros_like(row["input_ids"], dtype=torch.bool))
+
+
+@pytest.mark.parametrize("stranger", ["thesis.pdf", "checkpoint-100"])
+def test_saving_never_replaces_a_folder_with_something_else_in_it(tmp_path: Path, stranger: str) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    (tmp_path / "mine" / stranger).mkdir()
+    with pytest.raises(ValueError, match=stranger):
+        save(tiny.model(), None, tmp_path / "mine")
+    assert (tmp_path / "mine" / stranger).is_dir()
+
+
+def test_prompt_predictor_is_kept_whatever_the_switch_says(tmp_path: Path) -> None:
+    sparsifier = tiny.sparsifier(sparsify_prompt=True)
+    sparsifier.config.sparsify_prompt = False
+    sparsifier.save_pretrained(tmp_path)
+    assert Sparsifier.from_pretrained(tmp_path).prompt_predictor is not None
+
+
+def test_masked_pass_with_a_filled_cache_is_refused() -> None:
+    model = tiny.model()
+    tiny.sparsifier().attach(model)
+    with torch.no_grad():
+        past = model(**tiny.row(9)).past_key_values
+        ids = torch.tensor([[5, 6]])
+        with pytest.raises(ValueError, match="no past_key_values"):
+            model(input_ids=ids, past_key_values=past, answer_mask=torch.zeros(1, 2, dtype=torch.bool))
+
+
+def test_unknown_decoders_are_refused() -> None:
+    model = tiny.model()
+    model.model.language_model.config.model_type = "granite"
+    with pytest.raises(ValueError, match="granite"):
+        tiny.sparsifier().attach(model)

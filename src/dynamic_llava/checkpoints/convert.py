@@ -16,14 +16,14 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import GenerationConfig, LlavaConfig
+from transformers import LlavaConfig
 
 from dynamic_llava.adapters import CONFIG_FILE, WEIGHTS_FILE
 from dynamic_llava.checkpoints import official
 from dynamic_llava.checkpoints.folders import read_config, replacing_folder, resolve
 from dynamic_llava.checkpoints.layout import from_hub, to_hub
 from dynamic_llava.checkpoints.loading import has_tokenizer
-from dynamic_llava.checkpoints.processors import image_processor, official_processor
+from dynamic_llava.checkpoints.processors import image_processor, official_processor, picture_settings
 from dynamic_llava.checkpoints.shards import Shards
 from dynamic_llava.checkpoints.source import VOCABULARY_ROWS, OfficialCheckpoint, expected_shapes
 from dynamic_llava.checkpoints.writing import SHARD_BYTES, ShardWriter
@@ -120,7 +120,7 @@ def _to_transformers(
     source.config.architectures = ["LlavaForConditionalGeneration"]
     source.config.dtype = found
     source.config.save_pretrained(writer.folder)
-    _generation_config(folder, source).save_pretrained(writer.folder)
+    source.generation_config().save_pretrained(writer.folder)
     if processor is not None:
         processor.save_pretrained(writer.folder)
     else:
@@ -130,21 +130,6 @@ def _to_transformers(
         source.adapter.save(writer.folder)
     _keep_aside(folder, source, writer.folder / KEPT)
     return source.adapter is not None
-
-
-def _generation_config(folder: Path, source: OfficialCheckpoint) -> GenerationConfig:
-    path = folder / "generation_config.json"
-    text = source.config.text_config
-    generation = (
-        GenerationConfig.from_pretrained(folder)
-        if path.is_file()
-        else GenerationConfig(
-            bos_token_id=text.bos_token_id, eos_token_id=text.eos_token_id, pad_token_id=text.pad_token_id
-        )
-    )
-    if text.vocab_size > source.rows:
-        generation.suppress_tokens = [source.config.image_token_id]
-    return generation
 
 
 def _keep_aside(folder: Path, source: OfficialCheckpoint, kept: Path) -> None:
@@ -179,9 +164,10 @@ def _to_official(
         small = [file for file in kept.iterdir() if file.suffix in SMALL_FILES and file.name != ORIGIN]
     else:
         raw = official.official_config(config, sparsifier.config if sparsifier else None)
+        pictures, raw["image_aspect_ratio"] = picture_settings(folder)
         has_tower = False
         small = [file for file in folder.iterdir() if file.suffix in SMALL_FILES and _is_general(file)]
-        _write_tower(shards, origins, config, writer.folder / "vision_tower")
+        _write_tower(shards, origins, config, pictures, writer.folder / "vision_tower")
         write_json(writer.folder / "config.json", raw)
     for file in small:
         shutil.copyfile(file, writer.folder / file.name)
@@ -231,7 +217,9 @@ def _predictors(folder: Path, raw: dict[str, Any]) -> Iterator[tuple[str, Tensor
             yield official.to_official(f"sparsifier.{name}", ""), tensor
 
 
-def _write_tower(shards: Shards, origins: dict[str, str], config: Any, folder: Path) -> None:
+def _write_tower(
+    shards: Shards, origins: dict[str, str], config: Any, pictures: dict[str, Any], folder: Path
+) -> None:
     folder.mkdir()
     prefix = "model.vision_tower."
     tower = {
@@ -242,6 +230,7 @@ def _write_tower(shards: Shards, origins: dict[str, str], config: Any, folder: P
     save_file(tower, folder / "model.safetensors", metadata={"format": "pt"})
     config.vision_config.architectures = ["CLIPVisionModel"]
     config.vision_config.save_pretrained(folder)
+    write_json(folder / "preprocessor_config.json", pictures | {"image_processor_type": "CLIPImageProcessor"})
 
 
 def _is_general(path: Path) -> bool:

@@ -17,6 +17,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from dynamic_llava.checkpoints.official import is_official
 
+OWN_FILES = (".json", ".safetensors", ".bin", ".model", ".jinja", ".txt", ".md", ".gitattributes")
+OWN_FOLDERS = ("official", "vision_tower")
 HUB_FILES = ["*.json", "*.safetensors", "*.bin", "*.model", "*.jinja", "*.txt"]
 
 
@@ -94,12 +96,12 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     ValueError
         If ``folder`` exists and holds something else than a checkpoint.
     """
-    if (
-        folder.exists()
-        and (not folder.is_dir() or any(folder.iterdir()))
-        and not (folder / "config.json").is_file()
-    ):
-        raise ValueError(f"{folder} exists and is no checkpoint: choose another folder or remove it")
+    folder = folder.resolve()
+    stranger = _stranger(folder)
+    if stranger is not None:
+        raise ValueError(
+            f"{folder} holds {stranger}, which is no part of a checkpoint: choose another folder or remove it"
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial, replaced = (folder.with_name(f".{folder.name}.{state}") for state in ("partial", "replaced"))
     for leftover in (partial, replaced):
@@ -111,6 +113,19 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _stranger(folder: Path) -> str | None:
+    """Return something in ``folder`` that a checkpoint would not hold; None if it may be replaced whole."""
+    if not folder.exists():
+        return None
+    if not folder.is_dir():
+        return "a file of that name"
+    entries = sorted(folder.iterdir())
+    if entries and not (folder / "config.json").is_file():
+        return entries[0].name
+    own = [e for e in entries if e.name in OWN_FOLDERS or (e.is_file() and e.suffix in OWN_FILES)]
+    return next((entry.name for entry in entries if entry not in own), None)
 
 
 def _swap(partial: Path, folder: Path, replaced: Path) -> None:

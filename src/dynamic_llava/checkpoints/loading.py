@@ -154,8 +154,7 @@ def _load_official(source: OfficialCheckpoint, dtype: torch.dtype | str) -> PreT
     if dtype == "auto":
         dtype = next(iter(state.values())).dtype
     model = _stock(source.folder, dtype, state.get, config=source.config, state_dict=state)
-    if source.config.text_config.vocab_size > source.rows and model.generation_config is not None:
-        model.generation_config.suppress_tokens = [source.config.image_token_id]
+    model.generation_config = source.generation_config()
     return model
 
 

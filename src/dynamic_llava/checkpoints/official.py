@@ -150,6 +150,8 @@ def predictors_off(sparsity: SparsityConfig) -> set[str]:
 
 def official_config(config: Any, sparsity: SparsityConfig | None) -> dict[str, Any]:
     """Write the official config of a model that was not converted from one."""
+    if sparsity is not None and {sparsity.image_policy, sparsity.text_policy} != {"learned"}:
+        raise ValueError("the official format knows learned policies only: set image_policy and text_policy")
     text = config.text_config.to_dict()
     rope = text.get("rope_parameters") or {}
     text.setdefault("rope_theta", rope.get("rope_theta", 10000.0))

@@ -62,6 +62,9 @@ def official_processor(
     whole = config.get("mm_vision_select_feature", "patch") == "cls_patch"
     picture = f"<im_start>{IMAGE_TOKEN}<im_end>" if config.get("mm_use_im_start_end") else IMAGE_TOKEN
     template = MISTRAL if config["model_type"] == "llava_mistral" else VICUNA
+    own_template = folder / "chat_template.jinja"  # of a model that was converted to this format
+    if own_template.is_file():
+        template = own_template.read_text(encoding="utf-8")
     return LlavaProcessor(
         image_processor=image_processor(config, vision, tower.folder if tower else folder),
         tokenizer=official_tokenizer(folder, config),
@@ -71,6 +74,17 @@ def official_processor(
         image_token=IMAGE_TOKEN,
         chat_template=template.replace("PICTURE", picture),
     )
+
+
+def picture_settings(folder: Path) -> tuple[dict[str, Any], str]:
+    """Return what one of our checkpoints does to pictures: a CLIP processor's settings, the aspect ratio."""
+    settings: dict[str, Any] = {}
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if (folder / name).is_file():
+            content = json.loads((folder / name).read_text(encoding="utf-8"))
+            settings |= content.get("image_processor", content)
+    known = {name: settings[name] for name in SETTINGS if name in settings}
+    return known, "pad" if settings.get("do_pad") else "square"
 
 
 def image_processor(config: dict[str, Any], vision: CLIPVisionConfig, folder: Path) -> LlavaImageProcessorPil:

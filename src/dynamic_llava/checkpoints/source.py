@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration
+from transformers import GenerationConfig, LlavaForConditionalGeneration
 
 from dynamic_llava.adapters import Adapter
 from dynamic_llava.checkpoints import official
@@ -91,6 +91,19 @@ class OfficialCheckpoint:
         """Return the official tensors without a counterpart here, by their official names."""
         used = set(self._origins.values())
         return {name: self.shards.read(name) for name in self.shards if name not in used}
+
+    def generation_config(self) -> GenerationConfig:
+        """Return the checkpoint's own settings of generation, without the image token among the answers."""
+        text = self.config.text_config
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")
+        generation = GenerationConfig(**{name: getattr(text, name) for name in names})
+        if (self.folder / "generation_config.json").is_file():
+            generation = GenerationConfig.from_pretrained(self.folder)
+        if not generation.do_sample:  # Vicuna's has flags of sampling all the same, which cannot be saved
+            generation.temperature = generation.top_p = 1.0
+        if text.vocab_size > self.rows:
+            generation.suppress_tokens = [self.config.image_token_id]
+        return generation
 
     def _find_origins(self) -> dict[str, str]:
         """Official name of each module path; the copy of a tower that lies elsewhere stays out."""

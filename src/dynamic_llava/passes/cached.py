@@ -38,13 +38,17 @@ class CachedPass(Pass):
     def open(self, hidden_BNC: Tensor) -> Tensor | None:
         """Open the dense stage of the cache."""
         batch, length, _ = hidden_BNC.shape
-        self.is_decode = length == 1 and self.cache.dense.used > 0
+        past = self.cache.dense.used
+        self.is_decode = length == 1 and past > 0
         self.valid_BN = None if self.is_decode else masks.token_mask(self.given.attention_mask, length)
+        self.column_BN = torch.arange(past, past + length, device=hidden_BNC.device).expand(batch, -1)
+        if past > 0 and not self.is_decode:
+            self._hide_masked(past, length)
         return self.cache.dense.open(batch, length, self.valid_BN, hidden_BNC.device)
 
     def select(self, tokens: Tokens) -> Tokens:
         """Drop image tokens of a prompt, or decide on a decoded token; open the sparse stage."""
-        self.cache.dense.extend(self.valid_BN)
+        self.cache.dense.extend(self.valid_BN, self.column_BN)
         selected = self._decide(tokens) if self.is_decode else self._prune(tokens)
         batch, length, _ = selected.hidden_BNC.shape
         selected.visible = self.cache.sparse.open(batch, length, self.valid_BL, selected.hidden_BNC.device)
@@ -53,11 +57,25 @@ class CachedPass(Pass):
     def close(self) -> SparseCache:
         """Grow the sparse stage by what stays."""
         if self.keep_B is None:
-            self.cache.sparse.extend(self.stays_BL)
+            self.cache.sparse.extend(self.stays_BL, self.column_BN)
         else:
-            self.cache.sparse.keep(self.keep_B)
+            self.cache.sparse.keep(self.keep_B, self.column_BN)
         self.report.add_step(self.step)
         return self.cache
+
+    def _hide_masked(self, past: int, length: int) -> None:
+        """Hide what a new turn's mask takes back, such as the padding that ``generate`` fed after </s>."""
+        mask = self.given.attention_mask
+        if mask is None or mask.shape[1] == length:
+            return
+        if mask.shape[1] != past + length:
+            raise ValueError(
+                f"attention_mask has {mask.shape[1]} columns: {past} tokens were fed before and {length} are "
+                f"new, so give {past + length}, or {length} for the new ones alone"
+            )
+        seen_BN = mask[:, :past].bool()
+        for stage in (self.cache.dense, self.cache.sparse):
+            stage.hide(seen_BN)
 
     def _decide(self, tokens: Tokens) -> Tokens:
         """Decide whether the K/V of a decoded token stays; in its own step it always takes part."""
@@ -85,15 +103,25 @@ class CachedPass(Pass):
         valid_BN = all_BN if self.valid_BN is None else self.valid_BN
         image_keep_BN, prompt_keep_BN = self.keep_images(tokens.hidden_BNC), None
         if self.sparsifier.config.sparsify_prompt:
-            whole_turn = is_new_turn and self.given.image_positions_KI is None
-            droppable_BN = but_last(valid_BN, valid_BN) if whole_turn else self.question(valid_BN)
+            droppable_BN = self.question(valid_BN)
+            if is_new_turn:  # in rows without a picture all of the turn may go
+                has_question_B1 = self._has_picture(batch, length)[:, None]
+                droppable_BN = torch.where(has_question_B1, droppable_BN, but_last(valid_BN, valid_BN))
             prompt_keep_BN = self.keep_prompt(tokens.hidden_BNC, droppable_BN)
         enters = [image_keep_BN] if is_new_turn else [image_keep_BN, prompt_keep_BN]
         selected, index_BL, valid_BL = keep_only(tokens, valid_BN, enters)
         self.valid_BL = None if bool(valid_BL.all()) else valid_BL
-        self.stays_BL = self.valid_BL
+        self.stays_BL, self.column_BN = self.valid_BL, self.column_BN.gather(1, index_BL)
         if is_new_turn and prompt_keep_BN is not None:
             self.stays_BL = valid_BL & prompt_keep_BN.gather(1, index_BL)
         held_BL = valid_BL if self.stays_BL is None else self.stays_BL
         self.step = Step(valid_BN.sum(-1), valid_BL.sum(-1), held_BL.sum(-1))
         return selected
+
+    def _has_picture(self, batch: int, length: int) -> Tensor:
+        """Tell which rows bring a picture in this call: bool ``[B]``."""
+        positions_KI = self.given.image_positions_KI
+        if positions_KI is None:
+            return torch.zeros(batch, dtype=torch.bool, device=self.column_BN.device)
+        rows_B = torch.arange(batch, device=positions_KI.device)
+        return torch.isin(rows_B, positions_KI[:, 0] // length)

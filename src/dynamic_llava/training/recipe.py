@@ -8,6 +8,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from dynamic_llava.config import SparsityConfig
+
 UnitRate = Field(gt=0, le=1)
 
 
@@ -80,6 +82,10 @@ class Recipe(BaseModel):
             raise ValueError(f"{path}: {field}: {first['msg']}") from None
         if recipe.stage == "dynamic" and recipe.sparsity is None:
             raise ValueError(f"{path}: sparsity: the dynamic stage needs it")
+        try:
+            SparsityConfig.from_dict(recipe.sparsity or {})
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: sparsity: {error}") from error
         if recipe.stage != "vision" and recipe.init is None:
             raise ValueError(
                 f"{path}: init: the {recipe.stage} stage starts from a finished stage; name its folder"

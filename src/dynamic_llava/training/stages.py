@@ -131,7 +131,7 @@ class DynamicStage(Stage):
         self.packer = Packer(processor, recipe.short_answer_weight)
         torch.manual_seed(recipe.seed)
         hidden_size = cast(nn.Embedding, model.get_input_embeddings()).embedding_dim
-        self.sparsifier = Sparsifier(SparsityConfig(**(recipe.sparsity or {})), hidden_size)
+        self.sparsifier = Sparsifier(SparsityConfig.from_dict(recipe.sparsity or {}), hidden_size)
         self.sparsifier.attach(model)
         model.model.vision_tower.requires_grad_(recipe.train_vision_tower)
         model.train()
@@ -165,7 +165,8 @@ class DynamicStage(Stage):
         steps = range(self.recipe.steps, self.recipe.steps + self.recipe.calibration_steps)
         batches = (self.packer(group) for step in steps for group in self.stream.groups(step))
         long = [batch for batch in batches if batch.answer_mask_BN.any()]
-        if long and self.sparsifier.config.sparsify_text:
+        config = self.sparsifier.config
+        if long and config.sparsify_text and config.text_policy == "learned":
             set_text_threshold(self.model, self.sparsifier, long)
         super().save(folder)
 
@@ -180,6 +181,8 @@ STAGES: dict[str, type[VisionStage] | type[DenseStage] | type[DynamicStage]] = {
 def _load(recipe: Recipe) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """Load the model to start from; the recipe has made sure that it names one."""
     model, processor = checkpoints.load(cast(Path, recipe.init), dtype=torch.float32)
+    if hasattr(model, "sparsifier"):
+        raise ValueError(f"{recipe.init}: init has a sparsifier already; start from the dense stage's model")
     return cast(LlavaForConditionalGeneration, model), cast(LlavaProcessor, processor)
 
 
