@@ -47,7 +47,7 @@ wheel: install ## Build the wheel into dist/
 wheel-check: wheel ## Install the wheel in an empty environment and run the demo there
 	PYTHON=$(BIN)/python bash .ci/wheel-check
 
-train-nano: dev ## Train the bundled model again, four stages into runs/ (two to three hours)
+train-nano: dev ## Train the bundled model again, four stages into runs/ (two hours)
 	$(BIN)/dynamic-llava train recipes/nano-vision.yaml
 	$(BIN)/dynamic-llava train recipes/nano-dense.yaml
 	$(BIN)/dynamic-llava train recipes/nano-places.yaml

@@ -141,7 +141,6 @@ def nano_items(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]
     return [asdict(item) for item in items]
 
 
-@pytest.mark.xfail(reason="nano is trained for half an hour so far and misses its targets", strict=True)
 def test_nano_answers_right(nano_items: list[dict[str, Any]]) -> None:
     short = [item for item in nano_items if item["question"] != scenes.DESCRIBE]
     assert [item["answer"] for item in short] == [item["expected"] for item in short]
