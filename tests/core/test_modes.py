@@ -45,6 +45,23 @@ def test_flex_attention_equals_sdpa(inputs: dict[str, Tensor]) -> None:
         assert torch.equal(generate(attached("flex_attention"), inputs), expected)
 
 
+@pytest.mark.slow
+@torch.no_grad()
+def test_compiled_model_equals_plain(inputs: dict[str, Tensor]) -> None:
+    """Graphs are captured as for any backend; what they are lowered to is torch's matter."""
+    model = attached()
+    logits = []
+    for run in (model, torch.compile(model, backend="eager")):
+        out = run(**inputs)
+        steps = [out.logits]
+        for token in (5, 9):
+            ids = torch.full((3, 1), token)
+            out = run(input_ids=ids, past_key_values=out.past_key_values)
+            steps.append(out.logits)
+        logits.append(torch.cat(steps, dim=1))
+    torch.testing.assert_close(logits[1], logits[0], atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     "device_map",
     [
