@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,7 +16,7 @@ from tests import tiny
 from tests.core import official
 
 import dynamic_llava
-from dynamic_llava.checkpoints import convert, save
+from dynamic_llava.checkpoints import convert, processors, save
 
 
 @pytest.fixture
@@ -156,3 +157,19 @@ def test_adapter_names_its_base_and_is_checked(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("dynamic_llava.adapters.snapshot_download", lambda *_, **__: str(tmp_path))
     pulled = dynamic_llava.Sparsifier.from_pretrained("someone/sparse")
     assert all(torch.equal(a, b) for a, b in zip(pulled.parameters(), sparsifier.parameters(), strict=True))
+
+
+def test_model_from_the_hub_is_called_by_its_id(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dynamic_llava.checkpoints.folders.snapshot_download", lambda *_, **__: str(folder))
+    model = dynamic_llava.load_model("someone/sparse-7b")
+    assert model.name_or_path == "someone/sparse-7b"
+    assert model.sparsifier.adapter().base_model == "someone/sparse-7b"
+
+
+@pytest.mark.parametrize(
+    ("name", "start"), [("VICUNA", "Be brief. USER: Hi"), ("MISTRAL", "Be brief. [INST] Hi [/INST]")]
+)
+def test_system_message_is_no_answer(name: str, start: str) -> None:
+    template = jinja2.Template(getattr(processors, name))
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    assert template.render(messages=turns, eos_token="</s>", add_generation_prompt=False).startswith(start)

@@ -51,7 +51,7 @@ def load(
             processor = AutoProcessor.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder}: the processor cannot be read: {first_line(error)}") from error
-    return _load(folder, dtype, device, vision_tower), processor
+    return _named(_load(folder, dtype, device, vision_tower), source), processor
 
 
 def load_model(
@@ -86,7 +86,14 @@ def load_model(
     folder = resolve(source)
     if (base := _base_model(folder)) is not None:
         return _exchange_sparsifier(load_model(base, dtype, device, vision_tower), folder)
-    return _load(folder, dtype, device, vision_tower)
+    return _named(_load(folder, dtype, device, vision_tower), source)
+
+
+def _named(model: PreTrainedModel, source: str | Path) -> PreTrainedModel:
+    """Call a model from the hub by its id there, not by the folder that it was fetched into."""
+    if source != "nano" and not Path(source).expanduser().is_dir():
+        model.name_or_path = str(source)
+    return model
 
 
 def _base_model(folder: Path) -> str | None:
@@ -99,6 +106,8 @@ def _base_model(folder: Path) -> str | None:
             f"{folder / 'config.json'} does not exist: {folder} is no checkpoint, and its sparsifier names "
             "no base model; load the model, then attach Sparsifier.from_pretrained(...)"
         )
+    if Path(base).expanduser().resolve() == folder.resolve():
+        raise ValueError(f"{folder / CONFIG_FILE} names its own folder as base model, which holds no model")
     return base
 
 

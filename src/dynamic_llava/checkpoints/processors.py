@@ -21,12 +21,12 @@ SETTINGS = (
 
 # LLaVA-1.5's conversation without its system prompt; the tokenizer adds <s>.
 VICUNA = """{% for message in messages %}\
-{% if message['role'] == 'user' %}USER: {% else %}ASSISTANT: {% endif %}\
+{% if message['role'] == 'user' %}USER: {% elif message['role'] == 'assistant' %}ASSISTANT: {% endif %}\
 {% if message['content'] is string %}{{ message['content'] }}{% else %}\
 {% for part in message['content'] %}{% if part['type'] == 'image' %}PICTURE\n{% endif %}{% endfor %}\
 {% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}\
 {% endif %}\
-{% if message['role'] == 'user' %} {% else %}{{ eos_token }}{% endif %}\
+{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %} {% endif %}\
 {% endfor %}\
 {% if add_generation_prompt %}ASSISTANT:{% endif %}"""
 MISTRAL = """{% for message in messages %}\
@@ -35,7 +35,8 @@ MISTRAL = """{% for message in messages %}\
 {% for part in message['content'] %}{% if part['type'] == 'image' %}PICTURE\n{% endif %}{% endfor %}\
 {% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}\
 {% endif %}\
-{% if message['role'] == 'user' %} [/INST]{% else %}{{ eos_token }}{% endif %}\
+{% if message['role'] == 'user' %} [/INST]\
+{% elif message['role'] == 'assistant' %}{{ eos_token }}{% else %} {% endif %}\
 {% endfor %}"""
 
 
