@@ -5,22 +5,21 @@ Legend: B batch, N tokens, K pictures, I image tokens, C channels.
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
-def image_positions(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+def image_positions(module: nn.Module, given: dict[str, Any]) -> Tensor | None:
     """Find the image tokens of a call of the multimodal model; only this level sees both ids and pictures.
 
     Parameters
     ----------
     module
         The multimodal model, such as ``LlavaModel``.
-    args, kwargs
-        What its ``forward`` was called with.
+    given
+        What its ``forward`` was called with, by name.
 
     Returns
     -------
@@ -32,7 +31,6 @@ def image_positions(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
     ValueError
         If the image tokens cannot be shared evenly by the pictures.
     """
-    given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
     encoded: Any = (given.get("mm_encoder_outputs") or {}).get("image")
     pixel_values: Any = given.get("pixel_values")
     if encoded is None and pixel_values is None:

@@ -213,7 +213,7 @@ class Sparsifier(Decisions):
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
         return args, kwargs | {
-            "image_positions_KI": image_positions(module, args, kwargs),
+            "image_positions_KI": image_positions(module, given),
             "token_ids_BN": given.get("input_ids"),
         }
 
