@@ -9,11 +9,11 @@ Legend: B batch, K pictures, I image tokens, N tokens fed, L tokens in the spars
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache
+from transformers import Cache, DynamicCache, StaticCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
@@ -77,7 +77,7 @@ def sparse_forward(
     sparsifier.report = mode.report
     if position_ids is None:
         past = mode.cache.get_seq_length() if mode.cache is not None else 0
-        position_ids = torch.arange(past, past + inputs_embeds.shape[1], device=inputs_embeds.device)[None]
+        position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None] + past
 
     layers, split = language_model.layers, sparsifier.config.layer
     tokens = Tokens(inputs_embeds, position_ids, mode.open(inputs_embeds))
@@ -96,10 +96,12 @@ def _sparse_cache(sparsifier: Sparsifier, past: Any) -> SparseCache:
         return past
     if past is None or (type(past) is DynamicCache and past.get_seq_length() == 0 and not past.offloading):
         return sparsifier.new_cache()
+    if type(past) is StaticCache and past.get_seq_length() == 0:  # generate(cache_implementation="static")
+        return sparsifier.new_cache(cast(Any, past).layers[0].max_cache_len, static=True)
     raise ValueError(
-        f"past_key_values is a {type(past).__name__}: an attached model takes None, an empty DynamicCache, "
-        "the cache that it returned itself, or sparsifier.new_cache(capacity=...) in place of a static one "
-        "(none that is quantized, offloaded or filled)"
+        f"past_key_values is a {type(past).__name__}: an attached model takes None, an empty DynamicCache or "
+        "StaticCache, sparsifier.new_cache(), or the cache that it returned itself (none that is quantized, "
+        "offloaded or filled)"
     )
 
 

@@ -63,13 +63,36 @@ def token_mask(attention_mask: Tensor | None, length: int) -> Tensor | None:
     """
     if attention_mask is None:
         return None
-    if attention_mask.ndim != 2:
+    if getattr(attention_mask, "ndim", 0) != 2:
         raise ValueError(
-            f"attention_mask has {attention_mask.ndim} dimensions: a model that drops tokens takes a 2-D "
-            "mask [batch, tokens] (4-D masks only with answer_mask, and no static cache)"
+            "attention_mask is no 2-D tensor [batch, tokens]: a model that drops tokens takes only those "
+            "(4-D masks only with answer_mask, or as generate() makes them for a static cache)"
         )
     valid_BN = attention_mask[:, -length:].bool()
     return None if bool(valid_BN.all()) else valid_BN
+
+
+def two_dimensional(attention_mask: Tensor | None, past: int, length: int) -> Tensor | None:
+    """Return the 2-D mask behind a 4-D one that ``generate`` made for a static cache; others as they are.
+
+    Parameters
+    ----------
+    attention_mask
+        Anything; ``[B or 1, 1, N, slots]``, bool or additive, is taken back to int64 ``[B or 1, past + N]`` if
+        it is causal and padded and nothing more.
+    past, length
+        Tokens in the cache, and new ones N.
+    """
+    if not isinstance(attention_mask, Tensor) or attention_mask.ndim != 4:
+        return attention_mask
+    is_bool = attention_mask.dtype == torch.bool
+    sees_BNS = (attention_mask if is_bool else attention_mask == 0)[:, 0, :, : past + length]
+    valid_BS = sees_BNS[:, -1]
+    is_query_BN1 = valid_BS[:, past:, None]
+    causal_NS = causal(past + length, valid_BS.device)[past:]
+    if not torch.equal(sees_BNS & is_query_BN1, causal_NS & valid_BS[:, None] & is_query_BN1):
+        return attention_mask
+    return valid_BS.long()
 
 
 def for_attention(visible: Tensor | None, queries: int, like: Tensor, implementation: str) -> Any:

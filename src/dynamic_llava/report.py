@@ -5,6 +5,7 @@ Legend: B batch, K pictures, I image tokens, N tokens, T output tokens fed back.
 
 from __future__ import annotations
 
+import itertools
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,16 +18,21 @@ from dynamic_llava.config import SparsityConfig
 from dynamic_llava.selection import keep_count
 
 if TYPE_CHECKING:
-    from dynamic_llava.cache import Stage
+    from dynamic_llava.stage import Stage
 
 
 @dataclass(frozen=True)
 class Step:
-    """One pass: queries in dense and in sparse layers, and how many of them the sparse layers hold on to."""
+    """A prompt or, without a cache, any pass.
+
+    Its queries in dense and in sparse layers, how many of them the sparse layers hold on to, and between which
+    columns of all that was fed it stood.
+    """
 
     dense_B: Tensor
     sparse_B: Tensor
     held_B: Tensor
+    columns: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,8 @@ class Report:
     element_size
         Bytes of one number in the K/V cache.
     stages
-        Lengths of the dense and the sparse stage of the cache; empty without a cache.
+        The dense and the sparse stage of the cache; empty without a cache. They also tell which output tokens
+        stayed: decoding records nothing else, so that its step has nothing to do on the host.
 
     Attributes
     ----------
@@ -103,11 +110,16 @@ class Report:
         return Report(self.config, self.shape, self.element_size, self.stages)
 
     def add_step(self, step: Step) -> None:
-        """Record a finished pass."""
+        """Record what a prompt kept; without a cache, what any pass did."""
         self.steps.append(step)
         self.predictor_flops.append(0.0)
+
+    def end_pass(self) -> None:
+        """Note the time; a compiled step cannot."""
+        if torch.compiler.is_compiling():
+            return
         self._ended = time.perf_counter()
-        if len(self.steps) == 1:
+        if self._first_ended == self._started:
             self._first_ended = self._ended
 
     def add_images(self, rows_K: list[int], batch: int, kept_KI: Tensor, scores_KI: Tensor | None) -> None:
@@ -126,7 +138,7 @@ class Report:
             self.predictor_flops[-1] += pictures * cost
 
     def add_text(self, kept_BT: Tensor, valid_BT: Tensor | None = None) -> None:
-        """Record decisions on output tokens; ``valid_BT`` tells them from padding."""
+        """Record decisions of a pass without a cache on output tokens; ``valid_BT`` tells them from padding."""
         valid_BT = torch.ones_like(kept_BT) if valid_BT is None else valid_BT
         self.text_steps.append((kept_BT, valid_BT))
         if self.config.sparsify_text:
@@ -148,7 +160,9 @@ class Report:
             self.image_scores = [list(self.image_scores[row]) for row in index.tolist()]
         self.text_steps = [(kept[index], valid[index]) for kept, valid in self.text_steps]
         self.prompt_steps = [(kept[index], droppable[index]) for kept, droppable in self.prompt_steps]
-        self.steps = [Step(s.dense_B[index], s.sparse_B[index], s.held_B[index]) for s in self.steps]
+        self.steps = [
+            Step(s.dense_B[index], s.sparse_B[index], s.held_B[index], s.columns) for s in self.steps
+        ]
 
     @property
     def image_kept(self) -> list[Tensor]:
@@ -159,7 +173,12 @@ class Report:
 
     @property
     def text_kept(self) -> list[Tensor]:
-        """Per row, the bool decision on each generated token that was fed back."""
+        """Per row, the bool decision on each generated token that was fed back.
+
+        With a cache: whether it is still there, which a later turn's attention mask may have ended.
+        """
+        if self.stages and self.steps:
+            return list(torch.cat(self._answers(), dim=1))
         return self._by_row(self.text_steps)
 
     @property
@@ -185,8 +204,8 @@ class Report:
         """
         bytes_per_token = self.shape.kv_bytes_per_token(self.element_size)
         lengths = self.kv_lengths
-        prefill, prefill_dense = self._flops(self.steps[:1])
-        total, total_dense = self._flops(self.steps)
+        prefill, prefill_dense = self._flops(self.steps[:1], [])
+        total, total_dense = self._flops(self.steps, self._answers() if self.stages and self.steps else [])
         return {
             "image_tokens": sum(len(flag) for flags in self.image_flags for flag in flags),
             "image_tokens_kept": sum(len(kept) for kept in self.image_kept),
@@ -210,6 +229,14 @@ class Report:
         kept_BN, counts_BN = (torch.cat(parts, dim=1) for parts in zip(*steps, strict=True))
         return [kept[counts] for kept, counts in zip(kept_BN, counts_BN, strict=True)]
 
+    def _answers(self) -> list[Tensor]:
+        """Return which output tokens of each turn stayed in the cache: bool ``[B, T]`` a turn."""
+        dense, sparse = self.stages
+        fed = int(dense.length_B.max())
+        held_BN = sparse.holds(fed)
+        ends = [step.columns[0] for step in self.steps[1:]] + [fed]
+        return [held_BN[:, step.columns[1] : end] for step, end in zip(self.steps, ends, strict=True)]
+
     def _add_text_flops(self, tokens: int) -> None:
         if self.config.text_policy == "learned":
             self.predictor_flops[-1] += tokens * flops.text_predictor_flops(self.config, self.shape.hidden)
@@ -218,18 +245,35 @@ class Report:
     def _batch(self) -> int:
         return len(self.steps[0].dense_B) if self.steps else 0
 
-    def _flops(self, steps: list[Step]) -> tuple[float, float]:
-        """FLOPs of ``steps``, sparse (with predictors) and dense."""
-        shape, split = self.shape, self.config.layer
+    def _flops(self, steps: list[Step], answers: list[Tensor]) -> tuple[float, float]:
+        """FLOPs of ``steps`` and of decoding ``answers`` after them, sparse (with predictors) and dense."""
         sparse, dense = sum(self.predictor_flops[: len(steps)]), 0.0
+        if self.config.sparsify_text and self.config.text_policy == "learned":
+            one = flops.text_predictor_flops(self.config, self.shape.hidden)
+            sparse += one * sum(kept_BT.numel() for kept_BT in answers)
         for row in range(self._batch):
-            past = past_sparse = 0
-            for step in steps:
-                queries, kept, held = (int(x[row]) for x in (step.dense_B, step.sparse_B, step.held_B))
-                one_layer = shape.layer_flops(queries, past + queries)
-                dense += shape.layers * one_layer
-                sparse += split * one_layer
-                sparse += (shape.layers - split) * shape.layer_flops(kept, past_sparse + kept)
-                if self.stages:
-                    past, past_sparse = past + queries, past_sparse + held
+            sparse_layer, dense_layer = self._layer_flops(steps, answers, row)
+            dense += self.shape.layers * dense_layer
+            sparse += self.config.layer * dense_layer
+            sparse += (self.shape.layers - self.config.layer) * sparse_layer
+        return sparse, dense
+
+    def _layer_flops(self, steps: list[Step], answers: list[Tensor], row: int) -> tuple[float, float]:
+        """FLOPs of one sparse and of one dense layer for one row."""
+        shape = self.shape
+        past = held = 0
+        sparse = dense = 0.0
+        for step, kept_BT in itertools.zip_longest(steps, answers):
+            queries, kept = int(step.dense_B[row]), int(step.sparse_B[row])
+            dense += shape.layer_flops(queries, past + queries)
+            sparse += shape.layer_flops(kept, held + kept)
+            if not self.stages:
+                continue
+            past, held = past + queries, held + int(step.held_B[row])
+            if kept_BT is not None and (tokens := kept_BT.shape[1]):
+                kept_T = kept_BT[row].long()
+                seen = held + (kept_T.cumsum(0) - kept_T).double().mean().item() + 1
+                dense += shape.layer_flops(tokens, past + (tokens + 1) / 2)
+                sparse += shape.layer_flops(tokens, seen)
+                past, held = past + tokens, held + int(kept_T.sum())
         return sparse, dense

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,8 +114,10 @@ class Sparsifier(Decisions):
             layer_configs=[layer.self_attn.config for layer in language_model.layers],
             keys_to_ignore_on_save=model._keys_to_ignore_on_save,
             handles=[
-                model.register_forward_pre_hook(self._check_labels, with_kwargs=True),
-                model.model.register_forward_pre_hook(self._find_images, with_kwargs=True),
+                model.register_forward_pre_hook(_named(self._check_labels, model), with_kwargs=True),
+                model.model.register_forward_pre_hook(
+                    _named(self._find_images, model.model), with_kwargs=True
+                ),
             ],
         )
         model.sparsifier = self
@@ -174,18 +176,25 @@ class Sparsifier(Decisions):
         """Return an empty report of a call without a cache."""
         return Report(copy.copy(self.config), self._attached.shape, self._attached.model.dtype.itemsize)
 
-    def new_cache(self, capacity: int | None = None) -> SparseCache:
+    def new_cache(self, capacity: int | None = None, static: bool = False) -> SparseCache:
         """Return an empty cache for ``past_key_values``; calls without one make it themselves.
 
         Parameters
         ----------
         capacity
-            Tokens a row, prompt with image tokens and output, that it has room for from the start, as in a
-            static cache; more are refused. None lets it grow.
+            Tokens a row, prompt with image tokens and output, that it has room for; more are refused. The
+            layers < l have that room from the start, the others that of the tokens expected to stay. None
+            lets it grow in blocks.
+        static
+            Never change a shape while decoding, so that the step compiles (``torch.compile(fullgraph=True)``,
+            CUDA graphs). The layers >= l then have room for every later token.
         """
         if capacity is not None and capacity < 1:
             raise ValueError(f"capacity is {capacity}: it must be at least 1, or None for a growing cache")
-        return SparseCache(self._attached.shape.layers, self.config.layer, self.new_report(), capacity)
+        if static and capacity is None:
+            raise ValueError("static is True: a static cache also needs its capacity, in tokens a row")
+        layers = self._attached.shape.layers
+        return SparseCache(layers, self.config.layer, self.new_report(), capacity, static)
 
     def check_cache(self, cache: SparseCache) -> None:
         """Raise ``ValueError`` if ``cache`` was filled with another layer l or by another decoder."""
@@ -197,22 +206,18 @@ class Sparsifier(Decisions):
 
     # Hooks on the stock model
 
-    def _check_labels(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _check_labels(self, module: nn.Module, given: dict[str, Any]) -> None:
         config = self.config
         drops = config.sparsify_image or config.sparsify_text or config.sparsify_prompt
-        given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
         learns = given.get("labels") is not None or (self.training and torch.is_grad_enabled())
-        if drops and learns and kwargs.get("answer_mask") is None:
+        if drops and learns and given.get("answer_mask") is None:
             raise ValueError(
                 "labels and training need a full-length pass: also pass answer_mask, bool [batch, tokens], "
                 "True at the output tokens that may be dropped (all False where none may)"
             )
 
-    def _find_images(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
-        return args, kwargs | {
+    def _find_images(self, module: nn.Module, given: dict[str, Any]) -> dict[str, Any]:
+        return {
             "image_positions_KI": image_positions(module, given),
             "token_ids_BN": given.get("input_ids"),
         }
@@ -256,3 +261,14 @@ class Sparsifier(Decisions):
         if self._attachment is None:
             raise ValueError("the sparsifier is not attached: call sparsifier.attach(model) first")
         return self._attachment
+
+
+def _named(hook: Callable[[nn.Module, dict[str, Any]], dict[str, Any] | None], module: nn.Module) -> Any:
+    """Make a pre-hook of ``module`` that hands on its arguments by name and adds what ``hook`` returns."""
+    names = tuple(inspect.signature(module.forward).parameters)
+
+    def pre_hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        more = hook(module, dict(zip(names, args, strict=False)) | kwargs)
+        return args, kwargs | (more or {})
+
+    return pre_hook

@@ -28,17 +28,6 @@ def attached(attention: str = "sdpa", **settings: Any) -> Any:
     return model
 
 
-def test_fixed_capacity_equals_a_growing_cache(inputs: dict[str, Tensor]) -> None:
-    model = attached()
-    expected = generate(model, inputs)
-    needed = inputs["input_ids"].shape[1] + STEPS - 1
-    cache = model.sparsifier.new_cache(capacity=needed)
-    assert torch.equal(generate(model, inputs, past_key_values=cache), expected)
-    assert {layer.keys.shape[2] for layer in cache.layers} == {needed}
-    with pytest.raises(ValueError, match="cache is full"):
-        generate(model, inputs, past_key_values=model.sparsifier.new_cache(capacity=needed - 1))
-
-
 def test_flex_attention_equals_sdpa(inputs: dict[str, Tensor]) -> None:
     expected = generate(attached(), inputs)
     with torch.compiler.set_stance("force_eager"):
@@ -134,7 +123,7 @@ def test_assisted_generation_is_refused(inputs: dict[str, Tensor]) -> None:
         generate(attached(), row, prompt_lookup_num_tokens=3)
 
 
-@pytest.mark.parametrize("implementation", ["static", "offloaded", "quantized"])
+@pytest.mark.parametrize("implementation", ["offloaded", "quantized"])
 def test_other_caches_are_refused_at_the_start(implementation: str) -> None:
     with pytest.raises((ValueError, ImportError)):
         generate(attached(), tiny.row(9, 1, 3), cache_implementation=implementation)

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from tests import tiny
 
 from dynamic_llava import SparsityConfig, flops, masks
-from dynamic_llava.cache import BLOCK, Stage
 from dynamic_llava.policies import LearnedPolicy, RandomPolicy, UniformPolicy
 from dynamic_llava.selection import (
     exponential_noise,
@@ -21,6 +20,7 @@ from dynamic_llava.selection import (
     straight_through,
     top_k_mask,
 )
+from dynamic_llava.stage import BLOCK, Stage
 
 RATES = st.floats(0.01, 1.0)
 

@@ -91,7 +91,7 @@ def test_dropped_tokens_of_a_new_turn_take_part_once() -> None:
     plain.config.sparsify_prompt = False
     past = reference(input_ids=turn, past_key_values=past).past_key_values
     past.sparse.valid_BS[0, before : before + 11] &= decisions
-    past.sparse.full = False  # the slots of the dropped ones are no longer seen
+    past.sparse._full = False  # the slots of the dropped ones are no longer seen
     expected = reference(input_ids=turn[:, :1], past_key_values=past).logits
     torch.testing.assert_close(last, expected, atol=1e-5, rtol=0)
 

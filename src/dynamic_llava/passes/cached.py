@@ -5,7 +5,7 @@ Legend: B batch, N tokens fed, L tokens kept, C channels.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ class CachedPass(Pass):
     ) -> None:
         super().__init__(sparsifier, cache.report, given)
         self.cache: SparseCache = cache
+        self.valid_BN: Tensor | None = None
         self.keep_B: Tensor | None = None
         self.valid_BL: Tensor | None = None
         self.stays_BL: Tensor | None = None
@@ -38,18 +39,30 @@ class CachedPass(Pass):
     def open(self, hidden_BNC: Tensor) -> Tensor | None:
         """Open the dense stage of the cache."""
         batch, length, _ = hidden_BNC.shape
-        past = self.cache.dense.used
-        self.is_decode = length == 1 and past > 0
-        self.valid_BN = None if self.is_decode else masks.token_mask(self.given.attention_mask, length)
-        self.column_BN = torch.arange(past, past + length, device=hidden_BNC.device).expand(batch, -1)
-        if past > 0 and not self.is_decode:
-            self._hide_masked(past, length)
-        return self.cache.dense.open(batch, length, self.valid_BN, hidden_BNC.device)
+        dense = self.cache.dense
+        self.is_new_turn = dense.used > 0
+        self.is_decode = length == 1 and self.is_new_turn
+        if not self.is_decode:
+            past = int(self.cache.get_seq_length())
+            self.columns = (past, past + length)
+            mask = masks.two_dimensional(self.given.attention_mask, past, length)
+            self.valid_BN = masks.token_mask(mask, length)
+            if self.valid_BN is not None:
+                self.valid_BN = self.valid_BN.expand(batch, -1)
+            if self.is_new_turn and mask is not None and mask.shape[1] != length:
+                self._hide_masked(mask, past, length)
+        visible = dense.open(batch, length, self.valid_BN, hidden_BNC.device)
+        self.column_BN = cast(Tensor, dense.slots_BQ)  # the dense stage holds all that was fed
+        return visible
 
     def select(self, tokens: Tokens) -> Tokens:
         """Drop image tokens of a prompt, or decide on a decoded token; open the sparse stage."""
         self.cache.dense.extend(self.valid_BN, self.column_BN)
-        selected = self._decide(tokens) if self.is_decode else self._prune(tokens)
+        if self.is_decode:
+            self._decide(tokens.hidden_BNC)
+            selected = tokens
+        else:
+            selected = self._prune(tokens)
         batch, length, _ = selected.hidden_BNC.shape
         selected.visible = self.cache.sparse.open(batch, length, self.valid_BL, selected.hidden_BNC.device)
         return selected
@@ -60,14 +73,11 @@ class CachedPass(Pass):
             self.cache.sparse.extend(self.stays_BL, self.column_BN)
         else:
             self.cache.sparse.keep(self.keep_B, self.column_BN)
-        self.report.add_step(self.step)
+        self.report.end_pass()
         return self.cache
 
-    def _hide_masked(self, past: int, length: int) -> None:
+    def _hide_masked(self, mask: Tensor, past: int, length: int) -> None:
         """Hide what a new turn's mask takes back, such as the padding that ``generate`` fed after </s>."""
-        mask = self.given.attention_mask
-        if mask is None or mask.shape[1] == length:
-            return
         if mask.shape[1] != past + length:
             raise ValueError(
                 f"attention_mask has {mask.shape[1]} columns: {past} tokens were fed before and {length} are "
@@ -77,19 +87,11 @@ class CachedPass(Pass):
         for stage in (self.cache.dense, self.cache.sparse):
             stage.hide(seen_BN)
 
-    def _decide(self, tokens: Tokens) -> Tokens:
+    def _decide(self, hidden_B1C: Tensor) -> None:
         """Decide whether the K/V of a decoded token stays; in its own step it always takes part."""
-        batch = tokens.hidden_BNC.shape[0]
-        ordinal_B1 = torch.full((batch, 1), self.cache.answered, device=tokens.hidden_BNC.device)
-        self.cache.answered += 1
-        one_B = torch.ones_like(ordinal_B1[:, 0])
-        keep_B1 = one_B[:, None].bool()
         if self.sparsifier.config.sparsify_text:
-            keep_B1 = self.sparsifier.keep_text_tokens(tokens.hidden_BNC, ordinal_B1)
-            self.keep_B = keep_B1[:, 0]
-        self.report.add_text(keep_B1)
-        self.step = Step(one_B, one_B, keep_B1[:, 0].long())
-        return tokens
+            ordinal_B1 = self.column_BN - self.cache.answer_start
+            self.keep_B = self.sparsifier.keep_text_tokens(hidden_B1C, ordinal_B1)[:, 0]
 
     def _prune(self, tokens: Tokens) -> Tokens:
         """Drop tokens of a prompt; what remains is aligned to the right.
@@ -97,25 +99,27 @@ class CachedPass(Pass):
         Dropped prompt tokens of a new turn still take part in this pass, and leave the cache after it.
         """
         batch, length, _ = tokens.hidden_BNC.shape
-        self.cache.answered = 0
-        is_new_turn = self.cache.sparse.used > 0
+        self.cache.begin_answer()
         all_BN = torch.ones(batch, length, dtype=torch.bool, device=tokens.hidden_BNC.device)
         valid_BN = all_BN if self.valid_BN is None else self.valid_BN
         image_keep_BN, prompt_keep_BN = self.keep_images(tokens.hidden_BNC), None
         if self.sparsifier.config.sparsify_prompt:
             droppable_BN = self.question(valid_BN)
-            if is_new_turn:  # in rows without a picture all of the turn may go
+            if self.is_new_turn:  # in rows without a picture all of the turn may go
                 has_question_B1 = self._has_picture(batch, length)[:, None]
                 droppable_BN = torch.where(has_question_B1, droppable_BN, but_last(valid_BN, valid_BN))
             prompt_keep_BN = self.keep_prompt(tokens.hidden_BNC, droppable_BN)
-        enters = [image_keep_BN] if is_new_turn else [image_keep_BN, prompt_keep_BN]
+        enters = [image_keep_BN] if self.is_new_turn else [image_keep_BN, prompt_keep_BN]
         selected, index_BL, valid_BL = keep_only(tokens, valid_BN, enters)
         self.valid_BL = None if bool(valid_BL.all()) else valid_BL
         self.stays_BL, self.column_BN = self.valid_BL, self.column_BN.gather(1, index_BL)
-        if is_new_turn and prompt_keep_BN is not None:
+        if self.is_new_turn and prompt_keep_BN is not None:
             self.stays_BL = valid_BL & prompt_keep_BN.gather(1, index_BL)
         held_BL = valid_BL if self.stays_BL is None else self.stays_BL
-        self.step = Step(valid_BN.sum(-1), valid_BL.sum(-1), held_BL.sum(-1))
+        self.report.add_step(Step(valid_BN.sum(-1), valid_BL.sum(-1), held_BL.sum(-1), self.columns))
+        if not self.is_new_turn:
+            config = self.sparsifier.config
+            self.cache.plan(index_BL.shape[1], config.text_keep_rate if config.sparsify_text else 1.0)
         return selected
 
     def _has_picture(self, batch: int, length: int) -> Tensor:

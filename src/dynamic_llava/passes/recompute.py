@@ -73,10 +73,10 @@ class RecomputePass(Pass):
         selected, _, valid_BL = keep_only(tokens, valid_BN, keeps)
         if not bool(valid_BL.all()):
             selected.visible = masks.visibility(valid_BL, valid_BL.shape[1], hidden_BNC.device)
-        self.step = Step(valid_BN.sum(-1), valid_BL.sum(-1), valid_BL.sum(-1))
+        self.report.add_step(Step(valid_BN.sum(-1), valid_BL.sum(-1), valid_BL.sum(-1), (0, length)))
         return selected
 
     def close(self) -> PromptState:
         """Return what the next step must know."""
-        self.report.add_step(self.step)
+        self.report.end_pass()
         return PromptState(self.prompt_length, self.report)
