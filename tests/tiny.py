@@ -8,6 +8,7 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from dynamic_llava import Sparsifier, SparsityConfig
+from dynamic_llava.config import TEXT_POLICIES
 
 IMAGE_TOKEN, PAD, VOCABULARY = 3, 0, 64
 IMAGE_TOKENS = 16
@@ -61,6 +62,11 @@ def sparsifier(seed: int = 0, **settings: Any) -> Sparsifier:
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=2 * parameter.shape[-1] ** -0.5)
     return made
+
+
+def policies(name: str) -> dict[str, str]:
+    """Settings of one method for image tokens and, where it has one, for output tokens."""
+    return {"image_policy": name, "text_policy": name if name in TEXT_POLICIES else "learned"}
 
 
 def row(text: int, images: int = 1, seed: int = 0) -> dict[str, torch.Tensor]:

@@ -17,6 +17,7 @@ from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
+from dynamic_llava.probe import Probe
 from dynamic_llava.selection import MAX_DROPPED, masked_softmax
 
 STOCK_ATTENTION = {
@@ -121,7 +122,7 @@ def _official_attention(
 
 
 def _policy_attention(stock: Any) -> Any:
-    """Return ``stock``, extended by ``policy_BN``, which selects :func:`masked_attention`.
+    """Return ``stock``, extended by ``policy_BN``, which selects :func:`masked_attention`, and a probe.
 
     ``policy_eps`` above 0 selects the definition with the official eps terms instead, which are not fused.
     """
@@ -134,8 +135,11 @@ def _policy_attention(stock: Any) -> Any:
         attention_mask: Any,
         policy_BN: Tensor | None = None,
         policy_eps: float = 0.0,
+        probe: Probe | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
+        if probe is not None:
+            probe.look(query, key, kwargs["scaling"])
         if policy_BN is None:
             return stock(module, query, key, value, attention_mask, **kwargs)
         if kwargs.get("dropout"):

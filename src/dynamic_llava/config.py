@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-POLICIES = ("learned", "random", "uniform")
+TEXT_POLICIES = ("learned", "random", "uniform")
+IMAGE_POLICIES = (*TEXT_POLICIES, "fastv")
 
 
 @dataclass
@@ -17,7 +18,8 @@ class SparsityConfig:
     layer
         Layer l, the first sparse layer. Layers 0 to l-1 stay dense (l >= 1).
     image_policy, text_policy
-        ``"learned"`` (the predictors of Dynamic-LLaVA), ``"random"`` or ``"uniform"`` (evenly spaced).
+        ``"learned"`` (the predictors of Dynamic-LLaVA), ``"random"`` or ``"uniform"`` (evenly spaced); for
+        image tokens also ``"fastv"`` (by the attention that the last prompt token pays them).
     image_keep_rate
         Share of image tokens kept, in (0, 1]: ``int(n * rate)``, at least one, of each picture.
     text_keep_rate
@@ -89,10 +91,10 @@ class SparsityConfig:
             rate = getattr(self, name)
             if not isinstance(rate, int | float) or not 0 < rate <= 1:
                 raise ValueError(f"{name} is {rate}: a keep rate must be greater than 0 and at most 1")
-        for name in ("image_policy", "text_policy"):
+        for name, known in (("image_policy", IMAGE_POLICIES), ("text_policy", TEXT_POLICIES)):
             policy = getattr(self, name)
-            if policy not in POLICIES:
-                raise ValueError(f"{name} is {policy!r}: choose one of {', '.join(POLICIES)}")
+            if policy not in known:
+                raise ValueError(f"{name} is {policy!r}: choose one of {', '.join(known)}")
         for name in ("d_model", "nhead", "dim_feedforward", "num_layers"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)!r}: it must be a whole number >= 1")

@@ -60,20 +60,28 @@ class Decisions(nn.Module):
         hidden_size, width = self.hidden_size, self.config.d_model
         self.prompt_predictor = TextPredictor(hidden_size, width) if wanted else None
 
-    def keep_image_tokens(self, hidden_KIC: Tensor) -> tuple[Tensor, Tensor | None]:
+    def keep_image_tokens(
+        self, hidden_KIC: Tensor, attention_KI: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         """Return the bool decision ``[K, I]`` on each picture's image tokens, and the scores behind it.
 
-        The scores are None where all tokens stay, for then nothing is scored.
+        The scores are None where all tokens stay, for then nothing is scored; ``attention_KI`` may be None
+        where :attr:`reads_attention` is False.
         """
         pictures, tokens, _ = hidden_KIC.shape
         if not self.drops_image_tokens(tokens):
             return torch.ones(pictures, tokens, dtype=torch.bool, device=hidden_KIC.device), None
-        scores_KI = self._image_policy().score(hidden_KIC)
+        scores_KI = self._image_policy(attention_KI).score(hidden_KIC)
         return top_k_mask(scores_KI, keep_count(tokens, self.config.image_keep_rate)), scores_KI
 
     def drops_image_tokens(self, tokens: int) -> bool:
         """Return whether a picture of ``tokens`` image tokens loses any."""
         return self.config.sparsify_image and keep_count(tokens, self.config.image_keep_rate) < tokens
+
+    @property
+    def reads_attention(self) -> bool:
+        """Whether image tokens are ranked by the attention that the last dense layer pays them."""
+        return self.config.sparsify_image and policies.reads_attention(self.config.image_policy)
 
     def keep_text_tokens(self, hidden_BNC: Tensor, ordinal_BN: Tensor) -> Tensor:
         """Return the bool decision ``[B, N]`` on output tokens, given their index within their answer."""
@@ -89,6 +97,7 @@ class Decisions(nn.Module):
         image_positions_KI: Tensor | None,
         answer_mask_BN: Tensor,
         prompt_mask_BN: Tensor | None,
+        attention_KI: Tensor | None,
         report: Report,
     ) -> Tensor:
         """Return the weight of each key in training, float32 ``[B, N]``; record its parts in ``report``.
@@ -111,7 +120,7 @@ class Decisions(nn.Module):
         hidden_KIC = hidden_BNC.flatten(0, 1)[image_positions_KI]
         mask_KI = hidden_KIC.new_ones(hidden_KIC.shape[:2], dtype=torch.float32)
         if config.sparsify_image:
-            policy = self._image_policy()
+            policy = self._image_policy(attention_KI)
             mask_KI = policy.train_image_mask(hidden_KIC, config.image_keep_rate, self.tau).float()
         report.image_mask_BI = mask_KI
         flat = policy_BN.flatten().scatter(0, image_positions_KI.flatten(), mask_KI.flatten())
@@ -151,8 +160,9 @@ class Decisions(nn.Module):
         ones_BN = torch.ones_like(span.mask_BN, dtype=torch.float32)
         return ones_BN.scatter(1, index_BA, torch.where(droppable_BA, mask_BA, 1.0))
 
-    def _image_policy(self) -> policies.Policy:
-        return self._policy(self.config.image_policy, self.config, self.text_predictor)
+    def _image_policy(self, attention_KI: Tensor | None) -> policies.Policy:
+        config = self.config
+        return self._policy(config.image_policy, config, self.text_predictor, attention_KI)
 
     def _text_policy(self) -> policies.Policy:
         return self._policy(self.config.text_policy, self.config, self.text_predictor)
@@ -167,5 +177,11 @@ class Decisions(nn.Module):
         config = dataclasses.replace(self.config, text_keep_rate=self.config.prompt_keep_rate)
         return self._policy(name, config, predictor or self.text_predictor)
 
-    def _policy(self, name: str, config: SparsityConfig, predictor: TextPredictor) -> policies.Policy:
-        return policies.build(name, config, self.image_predictor, predictor, self.noise)
+    def _policy(
+        self,
+        name: str,
+        config: SparsityConfig,
+        predictor: TextPredictor,
+        attention_KI: Tensor | None = None,
+    ) -> policies.Policy:
+        return policies.build(name, config, self.image_predictor, predictor, self.noise, attention_KI)

@@ -8,7 +8,7 @@ Legend: B batch, K pictures, I image tokens, N tokens fed, L tokens in the spars
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -80,7 +80,8 @@ def sparse_forward(
         position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None] + past
 
     layers, split = language_model.layers, sparsifier.config.layer
-    tokens = Tokens(inputs_embeds, position_ids, mode.open(inputs_embeds))
+    visible = mode.open(inputs_embeds)
+    tokens = Tokens(inputs_embeds, position_ids, visible, probe=mode.probe(inputs_embeds, visible))
     tokens.hidden_BNC = _run(language_model, layers[:split], tokens, mode.cache, kwargs)
     tokens = mode.select(tokens)
     hidden_BLC = _run(language_model, layers[split:], tokens, mode.cache, kwargs)
@@ -118,7 +119,7 @@ def _prompt_state(sparsifier: Sparsifier, past: Any, inputs_embeds: Tensor) -> P
 
 def _run(
     language_model: Any,
-    layers: Iterable[nn.Module],
+    layers: Sequence[nn.Module],
     tokens: Tokens,
     cache: SparseCache | None,
     kwargs: dict[str, Any],
@@ -130,7 +131,7 @@ def _run(
         attention = language_model.config._attn_implementation
         mask = masks.for_attention(tokens.visible, hidden_BNC.shape[1], hidden_BNC, attention)
     rotary = language_model.rotary_emb(hidden_BNC, position_ids=tokens.position_ids)
-    for layer in layers:
+    for number, layer in enumerate(layers):
         hidden_BNC = layer(
             hidden_BNC,
             attention_mask=mask,
@@ -140,6 +141,7 @@ def _run(
             use_cache=cache is not None,
             policy_BN=tokens.policy_BN,
             policy_eps=tokens.policy_eps,
+            probe=tokens.probe if number == len(layers) - 1 else None,
             **kwargs,
         )
     return hidden_BNC

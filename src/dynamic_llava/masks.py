@@ -78,8 +78,8 @@ def two_dimensional(attention_mask: Tensor | None, past: int, length: int) -> Te
     Parameters
     ----------
     attention_mask
-        Anything; ``[B or 1, 1, N, slots]``, bool or additive, is taken back to int64 ``[B or 1, past + N]`` if
-        it is causal and padded and nothing more.
+        Anything; ``[B or 1, 1, N, slots]``, bool or additive, is taken back to int64 ``[B or 1, past + N]``
+        if it is causal and padded and nothing more.
     past, length
         Tokens in the cache, and new ones N.
     """

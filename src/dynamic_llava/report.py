@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Step:
     """A prompt or, without a cache, any pass.
 
-    Its queries in dense and in sparse layers, how many of them the sparse layers hold on to, and between which
+    Its queries in dense and in sparse layers, how many of them the sparse layers hold, and between which
     columns of all that was fed it stood.
     """
 
@@ -138,7 +138,7 @@ class Report:
             self.predictor_flops[-1] += pictures * cost
 
     def add_text(self, kept_BT: Tensor, valid_BT: Tensor | None = None) -> None:
-        """Record decisions of a pass without a cache on output tokens; ``valid_BT`` tells them from padding."""
+        """Record a pass without a cache: decisions on output tokens; ``valid_BT`` tells them from padding."""
         valid_BT = torch.ones_like(kept_BT) if valid_BT is None else valid_BT
         self.text_steps.append((kept_BT, valid_BT))
         if self.config.sparsify_text:

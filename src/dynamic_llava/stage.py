@@ -87,8 +87,8 @@ class Stage:
         Returns
         -------
         Tensor or None
-            Bool ``[B, 1, Q, S]`` over the slots that the layers return; None stands for causal attention in an
-            empty cache, or for a single query that sees every slot.
+            Bool ``[B, 1, Q, S]`` over the slots that the layers return; None stands for causal attention in
+            an empty cache, or for a single query that sees every slot.
         """
         if self.slots_BQ is not None:
             raise ValueError("an earlier call with this cache failed halfway: reset it or begin a new one")

@@ -23,9 +23,9 @@ def generate(model: Any, inputs: dict[str, Tensor], steps: int = STEPS, **option
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("policy", ["learned", "random", "uniform"])
+@pytest.mark.parametrize("policy", ["learned", "random", "uniform", "fastv"])
 def test_ragged_batch_equals_each_row_alone(attention: str, policy: str) -> None:
-    model, sparsifier = tiny.model(attention), tiny.sparsifier(image_policy=policy, text_policy=policy)
+    model, sparsifier = tiny.model(attention), tiny.sparsifier(**tiny.policies(policy))
     sparsifier.attach(model)
     rows = [
         tiny.row(text, images, seed) for seed, (text, images) in enumerate([(3, 1), (17, 1), (9, 2), (6, 0)])
@@ -65,9 +65,9 @@ def test_decode_without_cache_equals_cached(attention: str) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("policy", ["learned", "random", "uniform"])
+@pytest.mark.parametrize("policy", ["learned", "random", "uniform", "fastv"])
 def test_teacher_forcing_in_one_pass_equals_step_by_step(policy: str) -> None:
-    model, sparsifier = tiny.model(), tiny.sparsifier(image_policy=policy, text_policy=policy)
+    model, sparsifier = tiny.model(), tiny.sparsifier(**tiny.policies(policy))
     sparsifier.attach(model)
     row = tiny.row(8, 1, 3)
     tokens = generate(model, row, 30)

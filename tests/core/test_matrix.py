@@ -117,7 +117,7 @@ def test_batch_equals_its_rows_alone(
     if policy == "learned" and dtype != torch.float32:
         pytest.skip("a learned decision may turn on rounding; the fixed policies show the rest in this dtype")
     model = tiny.model(attention).to(dtype)
-    tiny.sparsifier(image_policy=policy, text_policy=policy).attach(model)
+    tiny.sparsifier(**tiny.policies(policy)).attach(model)
     rows = [tiny.row(text, images, seed) for seed, (text, images) in enumerate(shape)]
     with torch.compiler.set_stance("force_eager"):  # flex attention compiles itself otherwise, for minutes
         assert worst(model, rows, mode) < TOLERANCE[dtype]

@@ -8,13 +8,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from dynamic_llava.cache import SparseCache
 from dynamic_llava.placeholders import question_mask
+from dynamic_llava.probe import Probe
 from dynamic_llava.report import Report
 from dynamic_llava.selection import gather_tokens, ordinals, right_align
 
@@ -27,7 +28,7 @@ class Tokens:
     """What flows into a stage of the decoder.
 
     ``visible`` is bool ``[B, 1, N, S]`` or None (plain causal); ``policy_BN`` weighs keys, or None, with
-    ``policy_eps`` in its softmax.
+    ``policy_eps`` in its softmax; ``probe`` looks at the attention of a stage's last layer.
     """
 
     hidden_BNC: Tensor
@@ -35,6 +36,7 @@ class Tokens:
     visible: Tensor | None
     policy_BN: Tensor | None = None
     policy_eps: float = 0.0
+    probe: Probe | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,10 @@ class Pass(ABC):
         """Return who sees whom in the dense layers."""
 
     @abstractmethod
+    def prompt(self, batch: int, length: int, device: torch.device) -> Tensor:
+        """Return which of the tokens fed belong to the prompt: bool ``[B, N]``, after :meth:`open`."""
+
+    @abstractmethod
     def select(self, tokens: Tokens) -> Tokens:
         """Return what enters the sparse layers."""
 
@@ -82,13 +88,32 @@ class Pass(ABC):
         """End the pass; return what the caller gets as ``past_key_values``."""
         return None
 
-    def keep_images(self, hidden_BNC: Tensor) -> Tensor | None:
+    def probe(self, hidden_BNC: Tensor, visible: Tensor | None) -> Probe | None:
+        """Return what looks at the last prompt token's attention, where that ranks image tokens."""
+        if self.given.image_positions_KI is None or not self.sparsifier.reads_attention:
+            return None
+        batch, length, _ = hidden_BNC.shape
+        column_N = torch.arange(length, device=hidden_BNC.device)
+        last_B = (column_N * self.prompt(batch, length, hidden_BNC.device)).amax(-1)
+        return Probe(last_B, visible)
+
+    def attention(self, tokens: Tokens) -> Tensor | None:
+        """Return the probe's attention to each picture's image tokens, ``[K, I]``; None without a probe."""
+        if tokens.probe is None or self.given.image_positions_KI is None:
+            return None
+        length = tokens.hidden_BNC.shape[1]
+        past = 0 if self.cache is None else int(self.cache.get_seq_length()) - length
+        weights_BS = cast(Tensor, tokens.probe.weights_BS)
+        return weights_BS[:, past : past + length].flatten()[self.given.image_positions_KI]
+
+    def keep_images(self, tokens: Tokens) -> Tensor | None:
         """Decide on the image tokens; return a bool ``[B, N]``, or None where nothing is dropped."""
-        positions_KI = self.given.image_positions_KI
+        positions_KI, hidden_BNC = self.given.image_positions_KI, tokens.hidden_BNC
         if positions_KI is None:
             return None
         batch, length, _ = hidden_BNC.shape
-        kept_KI, scores_KI = self.sparsifier.keep_image_tokens(hidden_BNC.flatten(0, 1)[positions_KI])
+        hidden_KIC = hidden_BNC.flatten(0, 1)[positions_KI]
+        kept_KI, scores_KI = self.sparsifier.keep_image_tokens(hidden_KIC, self.attention(tokens))
         self.report.add_images((positions_KI[:, 0] // length).tolist(), batch, kept_KI, scores_KI)
         if not self.sparsifier.drops_image_tokens(kept_KI.shape[1]):
             return None

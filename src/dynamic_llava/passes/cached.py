@@ -55,6 +55,12 @@ class CachedPass(Pass):
         self.column_BN = cast(Tensor, dense.slots_BQ)  # the dense stage holds all that was fed
         return visible
 
+    def prompt(self, batch: int, length: int, device: torch.device) -> Tensor:
+        """Return which tokens are no padding: what is fed in one go is a prompt."""
+        if self.valid_BN is None:
+            return torch.ones(batch, length, dtype=torch.bool, device=device)
+        return self.valid_BN
+
     def select(self, tokens: Tokens) -> Tokens:
         """Drop image tokens of a prompt, or decide on a decoded token; open the sparse stage."""
         self.cache.dense.extend(self.valid_BN, self.column_BN)
@@ -100,9 +106,8 @@ class CachedPass(Pass):
         """
         batch, length, _ = tokens.hidden_BNC.shape
         self.cache.begin_answer()
-        all_BN = torch.ones(batch, length, dtype=torch.bool, device=tokens.hidden_BNC.device)
-        valid_BN = all_BN if self.valid_BN is None else self.valid_BN
-        image_keep_BN, prompt_keep_BN = self.keep_images(tokens.hidden_BNC), None
+        valid_BN = self.prompt(batch, length, tokens.hidden_BNC.device)
+        image_keep_BN, prompt_keep_BN = self.keep_images(tokens), None
         if self.sparsifier.config.sparsify_prompt:
             droppable_BN = self.question(valid_BN)
             if self.is_new_turn:  # in rows without a picture all of the turn may go

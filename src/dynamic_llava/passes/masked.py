@@ -49,6 +49,13 @@ class MaskedPass(Pass):
         self.visible = masks.with_diagonal(masks.visibility(attention_mask, length, hidden_BNC.device))
         return self.visible
 
+    def prompt(self, batch: int, length: int, device: torch.device) -> Tensor:
+        """Return which tokens stand before the first output token."""
+        attention_mask = self.given.attention_mask
+        is_before_BN = self.answer_mask_BN.long().cumsum(-1) == 0
+        valid_BN = None if attention_mask is None else masks.token_mask(attention_mask, length)
+        return is_before_BN if valid_BN is None else is_before_BN & valid_BN
+
     def select(self, tokens: Tokens) -> Tokens:
         """Keep all tokens; weigh or hide the keys of dropped ones."""
         decide = self._train if self.sparsifier.training else self._evaluate
@@ -61,6 +68,7 @@ class MaskedPass(Pass):
             self.given.image_positions_KI,
             self.answer_mask_BN,
             self.prompt_mask_BN,
+            self.attention(tokens),
             self.report,
         )
         eps = self.sparsifier.config.softmax_eps
@@ -69,7 +77,7 @@ class MaskedPass(Pass):
     def _evaluate(self, tokens: Tokens) -> Tokens:
         """Hide dropped keys from later queries, as in step-by-step decoding."""
         keep_BN = torch.ones_like(self.answer_mask_BN)
-        image_keep_BN = self.keep_images(tokens.hidden_BNC)
+        image_keep_BN = self.keep_images(tokens)
         if image_keep_BN is not None:
             keep_BN = keep_BN & image_keep_BN
         if self.sparsifier.config.sparsify_text:

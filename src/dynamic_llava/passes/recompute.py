@@ -50,6 +50,11 @@ class RecomputePass(Pass):
             return None
         return masks.visibility(self.valid_BN, length, hidden_BNC.device)
 
+    def prompt(self, batch: int, length: int, device: torch.device) -> Tensor:
+        """Return which tokens are neither padding nor output."""
+        is_prompt_BN = (torch.arange(length, device=device) < self.prompt_length).expand(batch, -1)
+        return is_prompt_BN if self.valid_BN is None else is_prompt_BN & self.valid_BN
+
     def select(self, tokens: Tokens) -> Tokens:
         """Drop image tokens and output tokens; the newest token always stays."""
         hidden_BNC = tokens.hidden_BNC
@@ -57,10 +62,10 @@ class RecomputePass(Pass):
         self.report.forget_decisions()
         all_BN = torch.ones(batch, length, dtype=torch.bool, device=hidden_BNC.device)
         valid_BN = all_BN if self.valid_BN is None else self.valid_BN
-        keeps = [self.keep_images(hidden_BNC)]
+        keeps = [self.keep_images(tokens)]
         if self.sparsifier.config.sparsify_prompt:
-            is_prompt_N = torch.arange(length, device=hidden_BNC.device) < self.prompt_length
-            keeps.append(self.keep_prompt(hidden_BNC, self.question(valid_BN & is_prompt_N)))
+            prompt_BN = self.prompt(batch, length, hidden_BNC.device)
+            keeps.append(self.keep_prompt(hidden_BNC, self.question(prompt_BN)))
         if fed_back := length - self.prompt_length:
             ordinal_BT = torch.arange(fed_back, device=hidden_BNC.device).expand(batch, -1)
             keep_BT = all_BN[:, self.prompt_length :]

@@ -8,12 +8,18 @@ from torch import Tensor
 
 from dynamic_llava.config import SparsityConfig
 from dynamic_llava.policies.base import Policy
+from dynamic_llava.policies.fastv import FastVPolicy
 from dynamic_llava.policies.learned import LearnedPolicy
 from dynamic_llava.policies.random import RandomPolicy
 from dynamic_llava.policies.uniform import UniformPolicy
 from dynamic_llava.predictors import ImagePredictor, TextPredictor
 
-__all__ = ["LearnedPolicy", "Policy", "RandomPolicy", "UniformPolicy", "build"]
+__all__ = ["FastVPolicy", "LearnedPolicy", "Policy", "RandomPolicy", "UniformPolicy", "build"]
+
+
+def reads_attention(name: str) -> bool:
+    """Return whether the policy called ``name`` ranks image tokens by attention weights."""
+    return name == "fastv"
 
 
 def build(
@@ -22,8 +28,12 @@ def build(
     image_predictor: ImagePredictor,
     text_predictor: TextPredictor,
     noise: Callable[[Tensor], Tensor],
+    attention_KI: Tensor | None = None,
 ) -> Policy:
-    """Return the policy called ``name``, one of :data:`dynamic_llava.config.POLICIES`."""
+    """Return the policy called ``name``: see :class:`~dynamic_llava.SparsityConfig` for their names.
+
+    ``attention_KI`` is what a policy that :func:`reads_attention` ranks by.
+    """
     match name:
         case "learned":
             return LearnedPolicy(image_predictor, text_predictor, noise)
@@ -31,4 +41,6 @@ def build(
             return RandomPolicy(config.text_keep_rate, config.seed)
         case "uniform":
             return UniformPolicy(config.image_keep_rate, config.text_keep_rate)
+        case "fastv" if attention_KI is not None:
+            return FastVPolicy(attention_KI)
     raise ValueError(f"unknown policy {name!r}")

@@ -1,0 +1,45 @@
+"""A look at attention weights that sdpa does not return: those of one query a row, in one layer.
+
+Legend: B batch, Q queries, S keys, H heads, G key/value heads, D head size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Probe:
+    """Computes one row of attention weights from the queries and keys of the layer that it is handed to.
+
+    Parameters
+    ----------
+    query_B
+        Which query of each row, int64.
+    visible
+        Bool ``[B or 1, 1, Q, S]``; None stands for plain causal attention.
+
+    Attributes
+    ----------
+    weights_BS
+        Attention to each key, float32, mean over heads; None before the layer ran.
+    """
+
+    def __init__(self, query_B: Tensor, visible: Tensor | None) -> None:
+        self.query_B = query_B
+        self.visible = visible
+        self.weights_BS: Tensor | None = None
+
+    def look(self, q_BHQD: Tensor, k_BGSD: Tensor, scaling: float) -> None:
+        """Compute the weights from what the attention function is called with."""
+        batch, groups, keys, _ = k_BGSD.shape
+        rows_B = torch.arange(batch, device=q_BHQD.device)
+        query_B = self.query_B.to(q_BHQD.device)
+        q_BGRD = q_BHQD[rows_B, :, query_B].unflatten(1, (groups, -1))
+        scores_BGRS = (q_BGRD @ k_BGSD.mT).float() * scaling
+        if self.visible is None:
+            seen_BS = torch.arange(keys, device=query_B.device) <= query_B[:, None]
+        else:
+            seen_BS = self.visible.expand(batch, -1, -1, -1)[rows_B, 0, query_B]
+        scores_BGRS = scores_BGRS.masked_fill(~seen_BS[:, None, None], -torch.inf)
+        self.weights_BS = scores_BGRS.softmax(-1).mean((1, 2))
