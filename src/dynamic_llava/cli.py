@@ -1,4 +1,4 @@
-"""The command line: ``dynamic-llava demo | generate | evaluate | train | convert | verify``.
+"""The command line: ``dynamic-llava demo | generate | evaluate | train | convert | verify | flops``.
 
 Answers and JSON go to stdout, progress and remarks to stderr. A user's mistake ends with exit code 2 and one
 line. The heavy imports sit inside the commands, so that ``--help`` answers at once.
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dynamic_llava.commands.flops import flops
 from dynamic_llava.usage import Commands
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 
 app = typer.Typer(cls=Commands, rich_markup_mode=None, add_completion=False)
+app.command()(flops)
 
 
 class Format(StrEnum):

@@ -48,6 +48,12 @@ class DecoderShape:
         linear = 2 * self.hidden * (self.query_width + self.key_width) + 3 * self.hidden * self.intermediate
         return 2 * queries * linear + 4 * queries * keys * self.query_width
 
+    def passes_flops(self, passes: int, first: float, step: float) -> float:
+        """FLOPs of one layer in ``passes`` passes, over ``first``, ``first + step``, ... tokens."""
+        mean = first + step * (passes - 1) / 2
+        mean_square = mean**2 + step**2 * (passes**2 - 1) / 12
+        return passes * self.layer_flops(mean, mean_square / mean)  # linear part ~ N, attention ~ N^2
+
     def kv_bytes_per_token(self, element_size: int) -> int:
         """Bytes of one token's key and value in one layer."""
         return 2 * self.key_width * element_size
@@ -59,16 +65,73 @@ def prefill_flops(shape: DecoderShape, tokens: float, kept: float, layer: int) -
     return dense + (shape.layers - layer) * shape.layer_flops(kept, kept)
 
 
-def paper_flops(shape: DecoderShape, image_tokens: int, kept: int, layer: int) -> int:
-    """FLOPs as the paper counts: ``32 N C^2 + 4 N^2 C`` a layer, over image tokens only.
+def paper_flops(shape: DecoderShape, tokens: float, kept: float, layer: int) -> float:
+    """FLOPs as the paper counts: ``32 N C^2 + 4 N^2 C`` a layer, as if the feed-forward size were 4 C.
 
-    With 576 image tokens it gives the paper's 10.1 TFLOPs for LLaVA-1.5-7B and 2.49 where 115 are kept.
+    Over image tokens alone it gives the paper's prefill: 10.1 TFLOPs for LLaVA-1.5-7B, 2.49 where 115 of 576
+    are kept. Over output tokens alone it gives its decoding, one pass over the finished answer: 2.745 TFLOPs
+    for 159 tokens (in the paper 2.75), 1.52 where 83.6 are kept. This share is inferred: the paper prints
+    means over answers as whole tokens, 84 of 159 (tables 3, 5 and 17).
     """
 
-    def one_layer(tokens: int) -> int:
+    def one_layer(tokens: float) -> float:
         return 32 * tokens * shape.hidden**2 + 4 * tokens**2 * shape.hidden
 
-    return layer * one_layer(image_tokens) + (shape.layers - layer) * one_layer(kept)
+    return layer * one_layer(tokens) + (shape.layers - layer) * one_layer(kept)
+
+
+@dataclass(frozen=True)
+class Answering:
+    """An answer of N tokens after a prompt, of which a share stays in the context of the layers >= l.
+
+    Every output token is fed back once, and sees itself whether it stays or not. The kept ones lie evenly
+    among them, so their number may be fractional. Predictors are not counted.
+
+    Parameters
+    ----------
+    shape
+        Sizes of the decoder.
+    layer
+        Layer l, the first one that drops tokens.
+    prompt, prompt_kept
+        Tokens of the prompt, image tokens included, and how many of them the layers >= l hold.
+    output
+        Output tokens.
+    output_keep_rate
+        Share of the output tokens that the layers >= l hold on to, in (0, 1].
+    """
+
+    shape: DecoderShape
+    layer: int
+    prompt: float
+    prompt_kept: float
+    output: int
+    output_keep_rate: float
+
+    @property
+    def cached_flops(self) -> float:
+        """FLOPs of all steps with a K/V cache: one query each, over the context so far."""
+        shape, growth = self.shape, (self.output - 1) / 2  # mean number of earlier output tokens
+        dense = shape.layer_flops(self.output, self.prompt + growth + 1)
+        sparse = shape.layer_flops(self.output, self.prompt_kept + self.output_keep_rate * growth + 1)
+        return self._over_layers(dense, sparse)
+
+    @property
+    def uncached_flops(self) -> float:
+        """FLOPs of all steps without a cache: each computes prompt and output so far anew."""
+        dense = self.shape.passes_flops(self.output, self.prompt + 1, 1)
+        sparse = self.shape.passes_flops(self.output, self.prompt_kept + 1, self.output_keep_rate)
+        return self._over_layers(dense, sparse)
+
+    def kv_bytes(self, element_size: int) -> float:
+        """Bytes of the K/V cache at the end, where one number takes ``element_size`` bytes."""
+        held = self._over_layers(
+            self.prompt + self.output, self.prompt_kept + self.output_keep_rate * self.output
+        )
+        return held * self.shape.kv_bytes_per_token(element_size)
+
+    def _over_layers(self, dense: float, sparse: float) -> float:
+        return self.layer * dense + (self.shape.layers - self.layer) * sparse
 
 
 def image_predictor_flops(config: SparsityConfig, hidden: int, tokens: float) -> float:
