@@ -1,4 +1,5 @@
-"""The command line: ``dynamic-llava demo | generate | evaluate | train | convert | verify | flops``.
+"""The command line: ``dynamic-llava demo | generate | evaluate | train | convert | verify | flops |
+bench``.
 
 Answers and JSON go to stdout, progress and remarks to stderr. A user's mistake ends with exit code 2 and one
 line. The heavy imports sit inside the commands, so that ``--help`` answers at once.
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dynamic_llava.commands.bench import bench
 from dynamic_llava.commands.flops import flops
 from dynamic_llava.usage import Commands
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(cls=Commands, rich_markup_mode=None, add_completion=False)
 app.command()(flops)
+app.command()(bench)
 
 
 class Format(StrEnum):

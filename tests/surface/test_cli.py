@@ -19,7 +19,7 @@ from transformers import LlavaForConditionalGeneration
 
 from dynamic_llava import cli
 
-COMMANDS = ("demo", "generate", "evaluate", "train", "convert", "verify", "flops")
+COMMANDS = ("demo", "generate", "evaluate", "train", "convert", "verify", "flops", "bench")
 WORDS = 8
 
 
