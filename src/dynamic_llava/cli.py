@@ -1,5 +1,4 @@
-"""The command line: ``dynamic-llava demo | generate | evaluate | train | convert | verify | flops |
-bench``.
+"""The command line ``dynamic-llava``: a function a command, those that count and measure in ``commands``.
 
 Answers and JSON go to stdout, progress and remarks to stderr. A user's mistake ends with exit code 2 and one
 line. The heavy imports sit inside the commands, so that ``--help`` answers at once.
