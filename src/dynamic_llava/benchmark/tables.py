@@ -1,10 +1,11 @@
-"""Shows a benchmark's result in a terminal: one table a phase."""
+"""Shows a benchmark's result in a terminal of 80 columns: one table for each phase and workload."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from dynamic_llava.benchmark.settings import BASELINES
@@ -12,22 +13,24 @@ from dynamic_llava.benchmark.settings import BASELINES
 Result = Mapping[str, Any]
 
 TITLES = {
-    "prefill": "Prefill, ms",
-    "decode": "Decoding with a cache, ms per output token",
-    "no-cache": "One step without a cache, ms",
-    "generate": "model.generate, ms per output token",
+    "prefill": "Prefill",
+    "decode": "Decoding with a cache, per output token",
+    "no-cache": "One step without a cache",
+    "generate": "model.generate, per output token",
 }
+HEADINGS = {"dense": "x\ndense", "static": "x\nstatic", "preallocated": "x pre-\nalloc."}
 
 
 def tables(result: Result) -> Iterator[Table]:
     """Lay out every phase of what :func:`~dynamic_llava.benchmark.run` returned."""
     for phase, points in result["phases"].items():
-        if phase == "overhead":
-            for part in ("prefill", "decode"):
-                parts = [point | {"contenders": point[part]} for point in points]
-                yield _table(f"Overhead of attaching: {TITLES[part]}", part, parts)
-        else:
-            yield _table(TITLES[phase], phase, points)
+        for point in points:
+            if phase == "overhead":
+                for part in ("prefill", "decode"):
+                    title = f"Overhead of attaching: {TITLES[part]}"
+                    yield _table(title, part, point | {"contenders": point[part]})
+            else:
+                yield _table(TITLES[phase], phase, point)
 
 
 def remarks(result: Result) -> str:
@@ -35,57 +38,59 @@ def remarks(result: Result) -> str:
     ability = result["ability"]
     return (
         f"The machine reads {ability['read_bytes_per_second'] / 1e9:,.1f} GB/s and multiplies "
-        f"{ability['matmul_flops_per_second'] / 1e9:,.0f} GFLOP/s. Times and speed-ups (x): median, "
-        "least–greatest. Bound: the speed-up over dense that the counted work allows. Reached: the last "
-        "speed-up / bound. Of rate, of bandwidth: the counted work at full speed / the time taken."
+        f"{ability['matmul_flops_per_second'] / 1e9:,.0f} GFLOP/s. Times: median, least–greatest. "
+        "x: how often faster than a baseline, median. Bound: the speed-up over dense that the counted work "
+        "allows. Share of it: the last speed-up / bound. Of peak: the counted work at the machine's full speed "
+        "/ the time taken."
     )
 
 
-def _table(title: str, phase: str, points: list[Result]) -> Table:
-    names = [name for point in points for name in point["contenders"]]
-    baselines = [name for name in BASELINES if name in names]
-    table = Table(title=f"{title}; {points[0]['prompt_tokens']} tokens in the prompt", title_justify="left")
-    for column in ("batch", *([] if phase == "prefill" else ["output tokens"])):
-        table.add_column(column, justify="right")
+def _table(title: str, phase: str, point: Result) -> Table:
+    rows = point["contenders"]
+    baselines = [name for name in BASELINES if name in rows]
+    tokens = f"{point['prompt_tokens']:,} prompt"
+    if phase != "prefill":
+        tokens += f", {point['output_tokens']:,} output"
+    table = Table(
+        title=f"{title}: batch {point['batch']}, {tokens} tokens",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+    )
     table.add_column("contender", no_wrap=True)
-    for column in ("time", *(f"x {name}" for name in baselines), *_extra_columns(phase)):
-        table.add_column(column, justify="right")
-    for point in points:
-        for name, row in point["contenders"].items():
-            speedup = row["speedup"]
-            table.add_row(
-                str(point["batch"]),
-                *([] if phase == "prefill" else [str(point["output_tokens"])]),
-                name,
-                _spread(row, 1e3),
-                *(_spread(speedup[base]) if base in speedup else "" for base in baselines),
-                *_extra_cells(phase, name, row),
-            )
-        table.add_section()
+    for heading in ("ms", *(HEADINGS[name] for name in baselines), *_extra_headings(phase)):
+        table.add_column(heading, justify="right")
+    for name, row in rows.items():
+        speedups = [row["speedup"].get(base, {}).get("median") for base in baselines]
+        table.add_row(
+            name,
+            _spread(row),
+            *("" if speedup is None else f"{speedup:.2f}" for speedup in speedups),
+            *_extra_cells(phase, name, row),
+        )
     return table
 
 
-def _extra_columns(phase: str) -> list[str]:
+def _extra_headings(phase: str) -> list[str]:
     if phase == "generate":
-        return ["outside of the model"]
-    columns = ["bound", "reached", "of bandwidth" if phase == "decode" else "of rate"]
-    kept = [] if phase == "prefill" else ["output kept"]
-    return columns + kept + (["cache, MB", "in use, MB"] if phase == "decode" else [])
+        return ["outside of\nthe model"]
+    headings = ["\nbound", "share\nof it", "of\npeak"]
+    return headings + (["\nkept", "cache\nMB"] if phase == "decode" else [])
 
 
 def _extra_cells(phase: str, name: str, row: Result) -> list[str]:
     if phase == "generate":
-        return [_spread(row["outside"], 1e3)]
+        return [_spread(row["outside"])]
     shares = [] if name in BASELINES else [speedup["share_of_bound"] for speedup in row["speedup"].values()]
-    reached = f"{shares[-1]:.0%}" if shares else ""
-    cells = [f"{row['bound']:.2f}", reached, f"{row['roofline']:.0%}"]
-    if phase != "prefill":
-        cells.append(f"{row['kept_output_share']:.0%}")
+    cells = [f"{row['bound']:.2f}", f"{shares[-1]:.0%}" if shares else "", f"{row['roofline']:.0%}"]
     if phase == "decode":
-        cells += [f"{row[key] / 1e6:,.1f}" for key in ("cache_bytes_allocated", "cache_bytes_held")]
+        cells += [f"{row['kept_output_share']:.0%}", f"{row['cache_bytes_allocated'] / 1e6:,.1f}"]
     return cells
 
 
-def _spread(values: Result, scale: float = 1.0) -> str:
-    median, least, most = (values[key] * scale for key in ("median", "min", "max"))
-    return f"{median:,.2f}\n{least:,.2f}–{most:,.2f}"
+def _spread(values: Result) -> str:
+    """Return median, least and greatest of seconds, in ms."""
+    median, least, most = (1e3 * values[key] for key in ("median", "min", "max"))
+    digits = 0 if median >= 1000 else 1 if median >= 100 else 2
+    fewer = max(0, digits - 1)
+    return f"{median:,.{digits}f}\n{least:,.{fewer}f}–{most:,.{fewer}f}"
