@@ -47,10 +47,11 @@ wheel: install ## Build the wheel into dist/
 wheel-check: wheel ## Install the wheel in an empty environment and run the demo there
 	PYTHON=$(BIN)/python bash .ci/wheel-check
 
-train-nano: dev ## Train the bundled model again, four stages into runs/ (two hours)
+train-nano: dev ## Train the bundled model again, five stages into runs/ (three hours)
 	$(BIN)/dynamic-llava train recipes/nano-vision.yaml
 	$(BIN)/dynamic-llava train recipes/nano-dense.yaml
 	$(BIN)/dynamic-llava train recipes/nano-places.yaml
+	$(BIN)/dynamic-llava train recipes/nano-mixed.yaml
 	$(BIN)/dynamic-llava train recipes/nano-dynamic.yaml
 
 clean: ## Remove everything these targets made, .venv included

@@ -40,8 +40,8 @@ def remarks(result: Result) -> str:
         f"The machine reads {ability['read_bytes_per_second'] / 1e9:,.1f} GB/s and multiplies "
         f"{ability['matmul_flops_per_second'] / 1e9:,.0f} GFLOP/s. Times: median, least–greatest. "
         "x: how often faster than a baseline, median. Bound: the speed-up over dense that the counted work "
-        "allows. Share of it: the last speed-up / bound. Of peak: the counted work at the machine's full speed "
-        "/ the time taken."
+        "allows. Share of it: the last speed-up / bound. Of peak: the counted work at the machine's full "
+        "speed / the time taken."
     )
 
 
@@ -56,6 +56,7 @@ def _table(title: str, phase: str, point: Result) -> Table:
         title_justify="left",
         box=box.SIMPLE_HEAD,
         collapse_padding=True,
+        pad_edge=False,
     )
     table.add_column("contender", no_wrap=True)
     for heading in ("ms", *(HEADINGS[name] for name in baselines), *_extra_headings(phase)):
