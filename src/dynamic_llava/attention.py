@@ -17,8 +17,9 @@ from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
+from dynamic_llava.masked_attention import masked_attention
 from dynamic_llava.probe import Probe
-from dynamic_llava.selection import MAX_DROPPED, masked_softmax
+from dynamic_llava.selection import masked_softmax
 
 STOCK_ATTENTION = {
     "sdpa": sdpa_attention_forward,
@@ -27,94 +28,18 @@ STOCK_ATTENTION = {
 }
 
 
-class _MaskedAttention(torch.autograd.Function):
-    """``masked_softmax(q k^T) v`` without ever storing more than one N x N tensor.
-
-    The policy scales columns and its own-key exemption touches only the diagonal, so both fold into the keys
-    and values. With R = exp(S - max) / sum, W = R * P and G = R * (dW - rowsum(dW * W)): dS = G * P and dP =
-    G.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        q_BHND: Tensor,
-        k_BHND: Tensor,
-        v_BHND: Tensor,
-        policy_BN: Tensor,
-        hidden_B1NN: Tensor,
-        scaling: float,
-    ) -> Tensor:
-        q, k, v, policy = q_BHND.float(), k_BHND.float(), v_BHND.float(), policy_BN.float()[:, None, :, None]
-        scores = (q * scaling) @ k.mT
-        scores.masked_fill_(hidden_B1NN, -torch.inf)
-        own = scores.diagonal(dim1=-2, dim2=-1)[..., None].clone()
-        highest = scores.masked_fill((policy == 0).mT, -torch.inf).amax(-1, keepdim=True).maximum(own)
-        ratio = scores.sub_(highest).clamp_(max=MAX_DROPPED).exp_()
-        diagonal = ratio.diagonal(dim1=-2, dim2=-1)[..., None]
-        ratio.div_(ratio @ policy.expand(-1, q.shape[1], -1, -1) + diagonal * (1 - policy))
-        out = ratio @ (policy * v) + diagonal * (1 - policy) * v
-        ctx.save_for_backward(q_BHND, k_BHND, v_BHND, policy_BN, ratio, out)
-        ctx.scaling = scaling
-        return out.to(v_BHND.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, grad_BHND: Tensor) -> tuple[Tensor | None, ...]:
-        with torch.autocast(grad_BHND.device.type, enabled=False):
-            return _MaskedAttention._gradients(ctx, grad_BHND)
-
-    @staticmethod
-    def _gradients(ctx: Any, grad_BHND: Tensor) -> tuple[Tensor | None, ...]:
-        q_BHND, k_BHND, v_BHND, policy_BN, ratio, out = ctx.saved_tensors
-        q, k, v, policy = q_BHND.float(), k_BHND.float(), v_BHND.float(), policy_BN.float()[:, None, :, None]
-        exempt = 1 - policy
-        grad = grad_BHND.float()
-        diagonal = ratio.diagonal(dim1=-2, dim2=-1)[..., None]
-        dv = policy * (ratio.mT @ grad) + exempt * diagonal * grad
-        g = (grad @ v.mT).sub_((grad * out).sum(-1, keepdim=True)).mul_(ratio)
-        g_own = g.diagonal(dim1=-2, dim2=-1)[..., None].clone()
-        dpolicy = (g.sum(-2)[..., None] - g_own).sum(1)[..., 0]
-        dq = (g @ (policy * k) + g_own * exempt * k) * ctx.scaling
-        dk = (policy * (g.mT @ q) + exempt * g_own * q) * ctx.scaling
-        return dq.to(q_BHND), dk.to(k_BHND), dv.to(v_BHND), dpolicy.to(policy_BN), None, None
-
-
-def masked_attention(
-    q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor, policy_BN: Tensor, visible_B1NN: Tensor, scaling: float
-) -> Tensor:
-    """Attend with keys weighted by a policy; each query sees its own key in full.
-
-    Parameters
-    ----------
-    q_BHND, k_BHND, v_BHND
-        Queries, keys, values of one length N.
-    policy_BN
-        Weight of each key in [0, 1]; gets a gradient, also where it is 0 (straight-through).
-    visible_B1NN
-        Bool, may broadcast; must be True on the diagonal.
-    scaling
-        Factor on the scores.
-
-    Returns
-    -------
-    Tensor
-        ``[B, H, N, D]``, computed in float32, in the dtype of ``v_BHND``. Equal to
-        :func:`~dynamic_llava.selection.masked_softmax` times the values, also under autocast.
-    """
-    with torch.autocast(q_BHND.device.type, enabled=False):
-        return _MaskedAttention.apply(q_BHND, k_BHND, v_BHND, policy_BN, ~visible_B1NN, scaling)
-
-
 def _official_attention(
     q_BHND: Tensor,
-    k_BHND: Tensor,
-    v_BHND: Tensor,
+    k_BGND: Tensor,
+    v_BGND: Tensor,
     policy_BN: Tensor,
     visible_B1NN: Tensor,
     scaling: float,
     eps: float,
 ) -> Tensor:
     """Attend with the weights of the official code, whose eps lets a little of hidden keys through."""
+    repeats = q_BHND.shape[1] // k_BGND.shape[1]
+    k_BHND, v_BHND = (x_BGND.repeat_interleave(repeats, dim=1) for x_BGND in (k_BGND, v_BGND))
     with torch.autocast(q_BHND.device.type, enabled=False):
         scores_BHNN = (q_BHND.float() @ k_BHND.float().mT) * scaling
         weights_BHNN = masked_softmax(scores_BHNN.masked_fill(~visible_B1NN, -torch.inf), policy_BN, eps)
@@ -124,7 +49,7 @@ def _official_attention(
 def _policy_attention(stock: Any) -> Any:
     """Return ``stock``, extended by ``policy_BN``, which selects :func:`masked_attention`, and a probe.
 
-    ``policy_eps`` above 0 selects the definition with the official eps terms instead, which are not fused.
+    ``policy_eps`` above 0 selects the definition with the official eps terms instead, N x N in memory.
     """
 
     def forward(
@@ -144,8 +69,6 @@ def _policy_attention(stock: Any) -> Any:
             return stock(module, query, key, value, attention_mask, **kwargs)
         if kwargs.get("dropout"):
             raise ValueError("attention_dropout is not supported in the training pass: set it to 0")
-        repeats = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
         keyed = (query, key, value, policy_BN, attention_mask, kwargs["scaling"])
         out = _official_attention(*keyed, policy_eps) if policy_eps > 0 else masked_attention(*keyed)
         return out.transpose(1, 2).contiguous(), None

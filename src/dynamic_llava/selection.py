@@ -87,7 +87,8 @@ def masked_softmax(scores_BHNN: Tensor, policy_BN: Tensor, eps: float = 0.0) -> 
     """Softmax over keys weighted by a policy; a query always sees its own key (paper, eq. 6).
 
     ``W = (E + eps/N) / (sum E + eps)`` with ``E = exp(S - max) * P`` and ``P_ij = policy_j``, but 1 where i =
-    j. This is the definition; :func:`~dynamic_llava.attention.masked_attention` is the fast form without eps.
+    j. This is the definition, N x N in memory; without eps, training computes it by
+    :func:`~dynamic_llava.masked_attention.masked_attention`.
 
     Parameters
     ----------

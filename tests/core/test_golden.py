@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tests.core.forge.reference import Reference
 from torch import Tensor
 
-from dynamic_llava.attention import masked_attention
+from dynamic_llava.masked_attention import masked_attention
 from dynamic_llava.masks import causal
 from dynamic_llava.selection import masked_softmax
 from dynamic_llava.verification import GoldenFile, Status, verify
