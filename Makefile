@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo test lint format type wheel wheel-check train-nano clean
+.PHONY: help install dev demo test lint format type wheel wheel-check train-nano bench clean
 
 help: ## Show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' Makefile | awk -F '\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -53,6 +53,25 @@ train-nano: dev ## Train the bundled model again, five stages into runs/ (three 
 	$(BIN)/dynamic-llava train recipes/nano-places.yaml
 	$(BIN)/dynamic-llava train recipes/nano-mixed.yaml
 	$(BIN)/dynamic-llava train recipes/nano-dynamic.yaml
+
+RESULTS := benchmarks/results
+bench: dev ## Measure again what docs/performance.md shows (half an hour, 16 GB of memory)
+	$(BIN)/dynamic-llava bench --model llava-small --phase prefill --phase overhead --batch 1 --output-tokens 200 \
+		--repeats 15 --output $(RESULTS)/bench-small-prefill.json
+	$(BIN)/dynamic-llava bench --model llava-small --phase decode --policies dense,static,preallocated,learned \
+		--batch 8 --output-tokens 1000 --plot docs/images/bench --output $(RESULTS)/bench-small-decode.json
+	$(BIN)/dynamic-llava bench --model llava-small --phase decode --policies static,preallocated,learned \
+		--batch 1 --batch 4 --batch 16 --output-tokens 100 --plot docs/images/bench-batch \
+		--output $(RESULTS)/bench-small-batches.json
+	$(BIN)/dynamic-llava bench --model llava-small --phase no-cache --policies dense,learned --output-tokens 1000 \
+		--repeats 5 --output $(RESULTS)/bench-small-no-cache.json
+	$(BIN)/dynamic-llava bench --model llava-1.5-7b --layers 8 --phase prefill \
+		--policies dense,learned,fastv,uniform --repeats 5 --output $(RESULTS)/bench-7b-8-layers.json
+	$(BIN)/dynamic-llava bench --model llava-1.5-7b --dtype bfloat16 --phase prefill --phase decode \
+		--output-tokens 8 --policies dense,learned --repeats 3 --output $(RESULTS)/bench-7b-bfloat16.json
+	$(BIN)/dynamic-llava bench --model nano --phase generate --policies dense,preallocated,learned \
+		--output-tokens 100 --repeats 15 --output $(RESULTS)/bench-nano-generate.json
+	$(BIN)/python -m benchmarks.masked_attention --output $(RESULTS)/masked-attention.json
 
 clean: ## Remove everything these targets made, .venv included
 	rm -rf .venv dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -269,6 +269,6 @@ def _named(hook: Callable[[nn.Module, dict[str, Any]], dict[str, Any] | None], m
 
     def pre_hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         more = hook(module, dict(zip(names, args, strict=False)) | kwargs)
-        return args, kwargs | (more or {})
+        return None if more is None else (args, kwargs | more)
 
     return pre_hook
