@@ -17,7 +17,7 @@ from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
 from dynamic_llava.report import Report
-from dynamic_llava.stage import Stage, StaticStage
+from dynamic_llava.stage import Stage, StaticStage, keep_address
 
 
 class SparseLayer(CacheLayerMixin):
@@ -39,8 +39,7 @@ class SparseLayer(CacheLayerMixin):
         """Allocate the storage on the first pass."""
         self.keys, self.values = self._grown(None, key_states), self._grown(None, value_states)
         if self.stage.is_static:
-            torch._dynamo.mark_static_address(self.keys)
-            torch._dynamo.mark_static_address(self.values)
+            keep_address(self.keys, self.values)
         self.is_initialized = True
 
     def update(
@@ -159,7 +158,7 @@ class SparseCache(Cache):
             with torch.inference_mode(False):
                 self.answer_start = torch.zeros_like(end)
             if self.dense.is_static:
-                torch._dynamo.mark_static_address(self.answer_start)
+                keep_address(self.answer_start)
         self.answer_start.copy_(end)
 
     def get_seq_length(self, layer_idx: int = 0) -> Any:

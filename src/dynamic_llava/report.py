@@ -200,7 +200,8 @@ class Report:
 
         ``*_dense`` is what the model without sparsifier holds or computes for the same tokens;
         ``prefill_flops`` are those of the first pass, predictors included. Decisions on output tokens are
-        those of ``text_kept``; ``prompt_tokens`` are only those that could be dropped.
+        those of ``text_kept``; ``prompt_tokens`` are only those that could be dropped. Seconds count from the
+        making of the cache, pauses between calls included, and end with the last pass that was not compiled.
         """
         bytes_per_token = self.shape.kv_bytes_per_token(self.element_size)
         lengths = self.kv_lengths

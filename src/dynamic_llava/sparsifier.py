@@ -187,10 +187,13 @@ class Sparsifier(Decisions):
             lets it grow in blocks.
         static
             Never change a shape while decoding, so that the step compiles (``torch.compile(fullgraph=True)``,
-            CUDA graphs). The layers >= l then have room for every later token.
+            CUDA graphs). The layers >= l then have room for every later token. A token past the end is
+            refused by torch's own bounds check, on a GPU by a device-side assertion.
         """
-        if capacity is not None and capacity < 1:
-            raise ValueError(f"capacity is {capacity}: it must be at least 1, or None for a growing cache")
+        if capacity is not None and (type(capacity) is not int or capacity < 1):
+            raise ValueError(
+                f"capacity is {capacity!r}: it must be a whole number >= 1, or None for a growing cache"
+            )
         if static and capacity is None:
             raise ValueError("static is True: a static cache also needs its capacity, in tokens a row")
         layers = self._attached.shape.layers

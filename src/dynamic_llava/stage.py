@@ -213,5 +213,14 @@ class StaticStage(Stage):
         self._check(queries)
         self.used = queries
         self._grow()
-        for tensor in (self.length_B, self.valid_BS, self.column_BS):
+        keep_address(self.length_B, self.valid_BS, self.column_BS)
+
+
+def keep_address(*tensors: Tensor) -> None:
+    """Promise that tensors stay where they are, without which CUDA graphs copy them at every step.
+
+    Where the first pass is compiled itself, the promise cannot be made.
+    """
+    if not torch.compiler.is_compiling():
+        for tensor in tensors:
             torch._dynamo.mark_static_address(tensor)

@@ -123,6 +123,17 @@ def test_decode_step_compiles_as_one_graph(rows: list[dict[str, Tensor]], policy
 
 
 @pytest.mark.slow
+@torch.no_grad()
+def test_a_static_cache_may_be_begun_in_a_compiled_call(rows: list[dict[str, Tensor]]) -> None:
+    torch.compiler.reset()
+    model, row = attached(), rows[0]
+    expected = model(**row).logits
+    cache = model.sparsifier.new_cache(60, static=True)
+    found = torch.compile(model, backend="eager")(**row, past_key_values=cache).logits
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
 def test_generate_compiles_the_steps_of_a_static_cache(rows: list[dict[str, Tensor]]) -> None:
     torch.compiler.reset()
     model, inputs = attached(), tiny.batch(rows)
@@ -156,3 +167,6 @@ def test_a_static_cache_that_is_filled_is_refused(rows: list[dict[str, Tensor]])
         model(**rows[0], past_key_values=filled)
     with pytest.raises(ValueError, match="needs its capacity"):
         model.sparsifier.new_cache(static=True)
+    for capacity in (0, 40.5, "50", True):
+        with pytest.raises(ValueError, match="whole number"):
+            model.sparsifier.new_cache(capacity)

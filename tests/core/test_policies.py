@@ -51,6 +51,21 @@ def test_fastv_of_a_second_picture_sees_the_first_turn() -> None:
     torch.testing.assert_close(past.report.image_scores[0][1], expected, atol=1e-5, rtol=1e-4)
 
 
+@torch.no_grad()
+def test_fastv_in_one_pass_needs_one_turn_a_row() -> None:
+    """No prompt token sees a picture that comes after the answer, and packed rows have many last tokens."""
+    row = tiny.row(5, 2, 3)
+    model = tiny.model()
+    tiny.sparsifier(image_policy="fastv").attach(model)
+    answer_mask = torch.zeros_like(row["input_ids"], dtype=torch.bool)
+    answer_mask[:, 0] = True
+    with pytest.raises(ValueError, match="ranks by the last prompt token"):
+        model(**row, answer_mask=answer_mask)
+    packed = torch.ones(1, 1, row["input_ids"].shape[1], row["input_ids"].shape[1]).tril().bool()
+    with pytest.raises(ValueError, match="ranks by the last prompt token"):
+        model(**row | {"attention_mask": packed}, answer_mask=torch.zeros_like(answer_mask))
+
+
 def test_fastv_is_no_policy_of_output_tokens() -> None:
     with pytest.raises(ValueError, match="text_policy is 'fastv'"):
         tiny.sparsifier(text_policy="fastv")

@@ -151,6 +151,8 @@ def _subject(settings: Settings, dtype: torch.dtype, device: torch.device) -> Su
 
 def _check_layer(settings: Settings, model: Any) -> None:
     layers = model.config.text_config.num_hidden_layers
+    if layers < 2:
+        raise ValueError("--layers is 1: the first layer keeps everything, so take at least 2")
     if settings.layer >= layers:
         raise ValueError(
             f"--layer is {settings.layer}: the model has {layers} layers, choose 1 to {layers - 1}"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,7 +30,7 @@ def bench(
     phase: Annotated[
         list[str] | None,
         typer.Option(
-            help="prefill, decode, no-cache, overhead, generate; repeat it. Default: prefill, decode.",
+            help="prefill, decode, no-cache, overhead, generate, commas between. Default: prefill,decode.",
             show_default=False,
         ),
     ] = None,
@@ -83,6 +84,9 @@ def bench(
         raise ValueError("--plot needs matplotlib: pip install 'dynamic-llava[bench]'")
     if output is not None and output.is_dir():
         raise ValueError(f"--output is {output}: it must name a file, not a folder")
+    for option, folder in (("--output", output and output.parent), ("--plot", plot)):
+        if folder is not None:
+            _check_folder(option, folder)
 
     import torch
     from rich.console import Console
@@ -91,11 +95,12 @@ def bench(
     from dynamic_llava.benchmark.tables import remarks, tables
     from dynamic_llava.files import write_json
 
-    names = [name.strip() for part in policies or benchmark.CONTENDERS for name in part.split(",")]
+    phases = _names(phase or ["prefill", "decode"])
+    names = _names(policies or benchmark.CONTENDERS)
     settings = benchmark.Settings(
         model=model,
-        phases=tuple(dict.fromkeys(phase or ("prefill", "decode"))),
-        contenders=tuple(dict.fromkeys(names)),
+        phases=phases,
+        contenders=names,
         batches=tuple(batch or (1,)),
         output_tokens=tuple(output_tokens or (100,)),
         text_tokens=text_tokens,
@@ -117,6 +122,8 @@ def bench(
             "the device ran out of memory: cut the model with --layers, take a smaller --dtype or --batch"
         ) from error
     result = {"command": shlex.join(["dynamic-llava", *sys.argv[1:]]), **measured}
+    console = Console(stderr=as_json)
+    console.print(*tables(result), remarks(result), sep="\n\n")
     written = [] if output is None else [output]
     if output is not None:
         write_json(output, result)
@@ -126,10 +133,21 @@ def bench(
         written += draw_plots(result, plot)
     for path in written:
         typer.echo(f"written: {path}", err=True)
-    console = Console(stderr=as_json)
-    console.print(*tables(result), remarks(result), sep="\n\n")
     if as_json:
         typer.echo(json.dumps(result))
+
+
+def _names(parts: Sequence[str]) -> tuple[str, ...]:
+    """Return the names in options that may be repeated and may hold several, commas between."""
+    names = (name.strip() for part in parts for name in part.split(","))
+    return tuple(dict.fromkeys(name for name in names if name))
+
+
+def _check_folder(option: str, folder: Path) -> None:
+    """Refuse a folder that cannot be written to before hours are spent on what goes there."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ValueError(f"{option}: {existing} is no folder that can be written to, choose another")
 
 
 @contextmanager

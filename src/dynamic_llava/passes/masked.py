@@ -50,9 +50,21 @@ class MaskedPass(Pass):
         return self.visible
 
     def prompt(self, batch: int, length: int, device: torch.device) -> Tensor:
-        """Return which tokens stand before the first output token."""
-        attention_mask = self.given.attention_mask
+        """Return which tokens stand before the first output token.
+
+        Raises
+        ------
+        ValueError
+            If that is not all there is to a row's prompt: pictures come later, or rows are packed.
+        """
+        attention_mask, positions_KI = self.given.attention_mask, self.given.image_positions_KI
         is_before_BN = self.answer_mask_BN.long().cumsum(-1) == 0
+        is_packed = attention_mask is not None and attention_mask.ndim == 4
+        if is_packed or (positions_KI is not None and not is_before_BN.flatten()[positions_KI].all()):
+            raise ValueError(
+                f"image_policy {self.sparsifier.config.image_policy!r} ranks by the last prompt token: with "
+                "answer_mask give one turn a row, its picture before the answer, and a 2-D attention_mask"
+            )
         valid_BN = None if attention_mask is None else masks.token_mask(attention_mask, length)
         return is_before_BN if valid_BN is None else is_before_BN & valid_BN
 
