@@ -104,7 +104,10 @@ def test_numbers_stand_in_the_result_file(row: str) -> None:
     text = re.sub(r"\[[^]]*\]\([^)]*\)", "", row)
     for number in re.findall(r"(?<![\w.])\d+(?:\.\d+)?(?![\w.])", text.replace(",", "")):
         digits = len(number.partition(".")[2])
-        found = any(number in (f"{value:.{digits}f}", f"{100 * value:.{digits}f}") for value in measured)
+        # as it is, in percent, in milliseconds, in megabytes
+        found = any(
+            number == f"{value * unit:.{digits}f}" for value in measured for unit in (1, 100, 1e3, 1e-6)
+        )
         assert found, f"{number} stands nowhere in {name}"
 
 
