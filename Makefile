@@ -60,6 +60,8 @@ bench: dev ## Measure again what docs/performance.md shows (half an hour, 16 GB 
 		--repeats 15 --output $(RESULTS)/bench-small-prefill.json
 	$(BIN)/dynamic-llava bench --model llava-small --phase decode --policies dense,static,preallocated,learned \
 		--batch 8 --output-tokens 1000 --plot docs/images/bench --output $(RESULTS)/bench-small-decode.json
+	$(BIN)/dynamic-llava bench --model llava-small --phase decode --policies preallocated,uniform --batch 8 \
+		--output-tokens 1000 --output $(RESULTS)/bench-small-decode-uniform.json
 	$(BIN)/dynamic-llava bench --model llava-small --phase decode --policies static,preallocated,learned \
 		--batch 1 --batch 4 --batch 16 --output-tokens 100 --plot docs/images/bench-batch \
 		--output $(RESULTS)/bench-small-batches.json
