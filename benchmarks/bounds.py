@@ -10,7 +10,7 @@ attention reads all slots under a mask, on both sides.
 from __future__ import annotations
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from dynamic_llava.presets import PRESETS, Preset
 from dynamic_llava.selection import keep_count
@@ -23,8 +23,7 @@ CARD, FREE = 80e9, 0.93  # bytes of a GPU, and the share of them that weights an
 def weights(model: Preset) -> int:
     """Bytes of the weights that a step reads: layers and head."""
     shape = model.shape
-    layer = 2 * shape.hidden * (shape.query_width + shape.key_width) + 3 * shape.hidden * shape.intermediate
-    return ELEMENT * (shape.layers * layer + shape.hidden * model.vocabulary)
+    return ELEMENT * (shape.layers * shape.layer_weights + shape.hidden * model.vocabulary)
 
 
 def cache(model: Preset, dense: float, sparse: float) -> float:
@@ -60,7 +59,14 @@ def largest_batch(model: Preset, output: int) -> tuple[int, int]:
 
 def main() -> None:
     """Print the table."""
-    table = Table("model", "batch", "output tokens", "speed-up at most", "compiled", "cache of dense's")
+    table = Table(
+        Column("model", no_wrap=True),
+        "batch",
+        "output tokens",
+        "speed-up at most",
+        "compiled",
+        "cache of dense's",
+    )
     for name in ("llava-1.5-7b", "llava-1.5-13b"):
         for batch, output in POINTS:
             b = bounds(PRESETS[name], batch, output)

@@ -43,10 +43,14 @@ class DecoderShape:
             key_width=config.num_key_value_heads * head_dim,
         )
 
+    @property
+    def layer_weights(self) -> int:
+        """Numbers in the matrices of one layer (gated feed-forward)."""
+        return 2 * self.hidden * (self.query_width + self.key_width) + 3 * self.hidden * self.intermediate
+
     def layer_flops(self, queries: float, keys: float) -> float:
         """FLOPs of one layer (gated feed-forward) for queries that attend to ``keys``; no causal discount."""
-        linear = 2 * self.hidden * (self.query_width + self.key_width) + 3 * self.hidden * self.intermediate
-        return 2 * queries * linear + 4 * queries * keys * self.query_width
+        return 2 * queries * self.layer_weights + 4 * queries * keys * self.query_width
 
     def passes_flops(self, passes: int, first: float, step: float) -> float:
         """FLOPs of one layer in ``passes`` passes, over ``first``, ``first + step``, ... tokens."""
