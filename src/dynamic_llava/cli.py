@@ -17,6 +17,7 @@ import typer
 
 from dynamic_llava.commands.bench import bench
 from dynamic_llava.commands.flops import flops
+from dynamic_llava.commands.options import Json
 from dynamic_llava.usage import Commands
 
 if TYPE_CHECKING:
@@ -54,7 +55,6 @@ Model = Annotated[
     str, typer.Option("--model", metavar="DIR_OR_ID", help="Checkpoint folder, hub id, or nano.")
 ]
 Dense = Annotated[bool, typer.Option("--dense", help="Without the sparsifier: the stock model.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 
 
 @app.callback()

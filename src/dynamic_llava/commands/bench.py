@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dynamic_llava.commands.options import ImageKeepRate, Json, Layer, TextKeepRate, TextTokens
 from dynamic_llava.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -42,13 +43,13 @@ def bench(
         ),
     ] = None,
     batch: Annotated[list[int] | None, typer.Option(help="Rows; repeat it for a sweep. Default: 1.")] = None,
-    text_tokens: Annotated[int, typer.Option(help="Tokens of the prompt beside the image.")] = 60,
+    text_tokens: TextTokens = 60,
     output_tokens: Annotated[
         list[int] | None, typer.Option(help="Tokens of the answer; repeat it for a sweep. Default: 100.")
     ] = None,
-    image_keep_rate: Annotated[float, typer.Option(help="Kept image tokens / all, in (0, 1].")] = 0.2,
-    text_keep_rate: Annotated[float, typer.Option(help="Kept output tokens / all, in (0, 1].")] = 0.5,
-    layer: Annotated[int, typer.Option(help="First layer that drops tokens.")] = 2,
+    image_keep_rate: ImageKeepRate = 0.2,
+    text_keep_rate: TextKeepRate = 0.5,
+    layer: Layer = 2,
     layers: Annotated[
         int | None, typer.Option(help="Cut a preset to so many layers.", show_default=False)
     ] = None,
@@ -72,9 +73,7 @@ def bench(
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the result as JSON.", show_default=False)
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Measure prefill and decoding on this machine, dense and sparse in turn, beside what is possible.
 

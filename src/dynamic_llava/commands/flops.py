@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dynamic_llava.commands.options import ImageKeepRate, Json, Layer, TextKeepRate, TextTokens
 from dynamic_llava.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -21,18 +22,16 @@ UNITS = {"PFLOPs": 1e15, "TFLOPs": 1e12, "GFLOPs": 1e9, "MFLOPs": 1e6}
 
 def flops(
     preset: Annotated[str, typer.Option(help=f"Sizes of the model: {', '.join(PRESETS)}.")] = "llava-1.5-7b",
-    image_keep_rate: Annotated[float, typer.Option(help="Kept image tokens / all, in (0, 1].")] = 0.2,
-    layer: Annotated[int, typer.Option(help="First layer that drops tokens.")] = 2,
-    text_tokens: Annotated[int, typer.Option(help="Tokens of the prompt beside the image.")] = 60,
+    image_keep_rate: ImageKeepRate = 0.2,
+    layer: Layer = 2,
+    text_tokens: TextTokens = 60,
     output_tokens: Annotated[int, typer.Option(help="Tokens of the answer.")] = 159,
-    text_keep_rate: Annotated[float, typer.Option(help="Kept output tokens / all, in (0, 1].")] = 0.5,
+    text_keep_rate: TextKeepRate = 0.5,
     fastv_layer: Annotated[int, typer.Option(help="First layer that drops tokens in FastV.")] = 3,
     fastv_keep_rate: Annotated[
         float, typer.Option(help="Image tokens that FastV keeps / all, in (0, 1].")
     ] = 0.25,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Count what prefill and decoding cost, dense and sparse, as the paper counts and in true FLOPs.
 

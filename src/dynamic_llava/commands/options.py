@@ -1,0 +1,13 @@
+"""Options that several commands take, with one wording."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
+ImageKeepRate = Annotated[float, typer.Option(help="Kept image tokens / all, in (0, 1].")]
+TextKeepRate = Annotated[float, typer.Option(help="Kept output tokens / all, in (0, 1].")]
+Layer = Annotated[int, typer.Option(help="First layer that drops tokens.")]
+TextTokens = Annotated[int, typer.Option(help="Tokens of the prompt beside the image.")]
