@@ -46,10 +46,30 @@ def _official_attention(
         return (weights_BHNN @ v_BHND.float()).to(v_BHND.dtype)
 
 
+def _valueless_attention(
+    q_BHND: Tensor,
+    k_BGND: Tensor,
+    v_BGND: Tensor,
+    policy_BN: Tensor,
+    visible_B1NN: Tensor,
+    scaling: float,
+) -> Tensor:
+    """Attend with a plain softmax; dropped keys keep their share of it and lose their values (ablation)."""
+    repeats = q_BHND.shape[1] // k_BGND.shape[1]
+    k_BHND, v_BHND = (x_BGND.repeat_interleave(repeats, dim=1) for x_BGND in (k_BGND, v_BGND))
+    with torch.autocast(q_BHND.device.type, enabled=False):
+        scores_BHNN = (q_BHND.float() @ k_BHND.float().mT) * scaling
+        weights_BHNN = scores_BHNN.masked_fill(~visible_B1NN, -torch.inf).softmax(-1)
+        own_NN = torch.eye(scores_BHNN.shape[-1], dtype=torch.bool, device=scores_BHNN.device)
+        weights_BHNN = weights_BHNN * torch.where(own_NN, 1.0, policy_BN.float()[:, None, None, :])
+        return (weights_BHNN @ v_BHND.float()).to(v_BHND.dtype)
+
+
 def _policy_attention(stock: Any) -> Any:
     """Return ``stock``, extended by ``policy_BN``, which selects :func:`masked_attention`, and a probe.
 
-    ``policy_eps`` above 0 selects the definition with the official eps terms instead, N x N in memory.
+    ``policy_is_masked`` False leaves the softmax plain, for ablations; ``policy_eps`` above 0 selects the
+    definition with the official eps terms instead. Both are N x N in memory.
     """
 
     def forward(
@@ -60,6 +80,7 @@ def _policy_attention(stock: Any) -> Any:
         attention_mask: Any,
         policy_BN: Tensor | None = None,
         policy_eps: float = 0.0,
+        policy_is_masked: bool = True,
         probe: Probe | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
@@ -70,7 +91,10 @@ def _policy_attention(stock: Any) -> Any:
         if kwargs.get("dropout"):
             raise ValueError("attention_dropout is not supported in the training pass: set it to 0")
         keyed = (query, key, value, policy_BN, attention_mask, kwargs["scaling"])
-        out = _official_attention(*keyed, policy_eps) if policy_eps > 0 else masked_attention(*keyed)
+        if not policy_is_masked:
+            out = _valueless_attention(*keyed)
+        else:
+            out = _official_attention(*keyed, policy_eps) if policy_eps > 0 else masked_attention(*keyed)
         return out.transpose(1, 2).contiguous(), None
 
     return forward

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -42,6 +43,13 @@ class SparsityConfig:
         LEN of the paper: in training, rows with fewer answer (question) tokens keep all and pay no penalty.
     ratio_weight
         Weight of the keep-rate penalties in the training loss.
+    text_margins
+        Quantiles 0 to 1, evenly spaced, of the learned policy's keep margin on unseen answers. With them,
+        ``text_keep_rate`` is a dial: the margin above which that share lies decides. Without (official
+        checkpoints), the greater logit does, whatever the rate.
+    masked_softmax
+        Whether training takes dropped keys out of the softmax (paper, eq. 6). False, for ablations: they only
+        lose their values.
     softmax_eps
         Eps of the masked softmax in training. 0: dropped and future keys weigh exactly nothing. The official
         code has 1e-6, which lets a little of them through; the pass then takes a slower path.
@@ -71,16 +79,19 @@ class SparsityConfig:
     min_answer_length: int = 50
     min_prompt_length: int = 25
     ratio_weight: float = 100.0
+    text_margins: tuple[float, ...] = ()
+    masked_softmax: bool = True
     softmax_eps: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
         self.prompt_marker = tuple(self.prompt_marker)  # JSON has lists
+        self.text_margins = tuple(self.text_margins)
         self.validate()
 
     def validate(self) -> None:
         """Raise ``ValueError`` naming the first setting that is out of range."""
-        for name in ("sparsify_image", "sparsify_text", "sparsify_prompt"):
+        for name in ("sparsify_image", "sparsify_text", "sparsify_prompt", "masked_softmax"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} is {getattr(self, name)!r}: it must be True or False")
         if not isinstance(self.layer, int) or isinstance(self.layer, bool) or self.layer < 1:
@@ -106,9 +117,22 @@ class SparsityConfig:
             raise ValueError(
                 f"d_model is {self.d_model}: the predictors halve it twice, choose a multiple of 4"
             )
+        margins = self.text_margins
+        if len(margins) == 1 or any(low > high for low, high in itertools.pairwise(margins)):
+            raise ValueError(f"text_margins is {margins}: it must be empty, or two or more rising quantiles")
         for name in ("min_answer_length", "min_prompt_length", "ratio_weight", "softmax_eps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must not be negative")
+
+    @property
+    def text_threshold(self) -> float:
+        """Keep margin above which an output token stays under the learned policy; 0 without quantiles."""
+        if not self.text_margins:
+            return 0.0
+        place = (1 - self.text_keep_rate) * (len(self.text_margins) - 1)
+        low = min(int(place), len(self.text_margins) - 2)
+        below, above = self.text_margins[low : low + 2]
+        return below + (place - low) * (above - below)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by name, ready for JSON."""

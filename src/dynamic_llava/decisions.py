@@ -37,6 +37,8 @@ class Decisions(nn.Module):
 
     Attributes
     ----------
+    train_rates
+        Keep rates that the learned policy's training samples at; None leaves them to :meth:`ratio_loss`.
     noise
         Draws the Exp(1) noise of training in the shape of logits; in a pass first for output tokens, then for
         prompt tokens (both aligned to the right), then for image tokens.
@@ -47,6 +49,7 @@ class Decisions(nn.Module):
         self.config = config
         self.hidden_size = hidden_size
         self.tau = 1.0
+        self.train_rates: policies.TrainRates | None = None
         self.noise: Callable[[Tensor], Tensor] = exponential_noise
         self.report: Report | None = None
         self.image_predictor = ImagePredictor(
@@ -155,17 +158,18 @@ class Decisions(nn.Module):
         """Mask of one droppable span a row, float32 ``[B, N]``; 1 outside and in short spans."""
         index_BA, valid_BA = right_align(span.mask_BN)
         ordinal_BA = ordinals(span.mask_BN).gather(1, index_BA)
-        mask_BA = policy.train_text_mask(gather_tokens(hidden_BNC, index_BA), ordinal_BA, self.tau).float()
+        hidden_BAC = gather_tokens(hidden_BNC, index_BA)
+        mask_BA = policy.train_text_mask(hidden_BAC, ordinal_BA, valid_BA, self.tau).float()
         droppable_BA = valid_BA & span.is_long_B[:, None]
         ones_BN = torch.ones_like(span.mask_BN, dtype=torch.float32)
         return ones_BN.scatter(1, index_BA, torch.where(droppable_BA, mask_BA, 1.0))
 
     def _image_policy(self, attention_KI: Tensor | None) -> policies.Policy:
         config = self.config
-        return self._policy(config.image_policy, config, self.text_predictor, attention_KI)
+        return self._policy(config.image_policy, config, self.text_predictor, self.train_rates, attention_KI)
 
     def _text_policy(self) -> policies.Policy:
-        return self._policy(self.config.text_policy, self.config, self.text_predictor)
+        return self._policy(self.config.text_policy, self.config, self.text_predictor, self.train_rates)
 
     def _prompt_policy(self) -> policies.Policy:
         """Return the text policy at the rate of prompt tokens, with the third predictor."""
@@ -174,14 +178,19 @@ class Decisions(nn.Module):
             raise ValueError(
                 "sparsify_prompt is True, but this sparsifier was made without it and has no prompt predictor"
             )
-        config = dataclasses.replace(self.config, text_keep_rate=self.config.prompt_keep_rate)
-        return self._policy(name, config, predictor or self.text_predictor)
+        config = dataclasses.replace(
+            self.config, text_keep_rate=self.config.prompt_keep_rate, text_margins=()
+        )
+        return self._policy(name, config, predictor or self.text_predictor, None)
 
     def _policy(
         self,
         name: str,
         config: SparsityConfig,
         predictor: TextPredictor,
+        train_rates: policies.TrainRates | None,
         attention_KI: Tensor | None = None,
     ) -> policies.Policy:
-        return policies.build(name, config, self.image_predictor, predictor, self.noise, attention_KI)
+        return policies.build(
+            name, config, self.image_predictor, predictor, self.noise, train_rates, attention_KI
+        )

@@ -141,6 +141,7 @@ def _run(
             use_cache=cache is not None,
             policy_BN=tokens.policy_BN,
             policy_eps=tokens.policy_eps,
+            policy_is_masked=tokens.policy_is_masked,
             probe=tokens.probe if number == len(layers) - 1 else None,
             **kwargs,
         )

@@ -51,6 +51,46 @@ def straight_through(logits: Tensor, tau: float, noise: Callable[[Tensor], Tenso
     return hard + (keep - keep.detach())
 
 
+WIDEST = 20.0  # a margin whose keep probability is 0 or 1 in float32
+BISECTIONS = 40
+
+
+@torch.no_grad()
+def _shift_to_rate(margin_BN: Tensor, rate: float, valid_BN: Tensor) -> Tensor:
+    """Return what to add to each row's margins so that their mean keep probability is ``rate``: [B, 1]."""
+    low_B1 = -margin_BN.amax(-1, keepdim=True) - WIDEST
+    high_B1 = -margin_BN.amin(-1, keepdim=True) + WIDEST
+    count_B1 = valid_BN.sum(-1, keepdim=True).clamp(min=1)
+    for _ in range(BISECTIONS):
+        middle_B1 = (low_B1 + high_B1) / 2
+        share_B1 = ((margin_BN + middle_B1).sigmoid() * valid_BN).sum(-1, keepdim=True) / count_B1
+        low_B1 = torch.where(share_B1 < rate, middle_B1, low_B1)
+        high_B1 = torch.where(share_B1 < rate, high_B1, middle_B1)
+    return (low_B1 + high_B1) / 2
+
+
+def at_rate(logits_BN2: Tensor, rate: float, valid_BN: Tensor) -> Tensor:
+    """Shift the keep logits of each row so that the Gumbel softmax keeps ``rate`` of its tokens on average.
+
+    The shift has no gradient: only the ranking within a row is learned, and any rate can be asked for.
+
+    Parameters
+    ----------
+    logits_BN2
+        Keep and drop logits.
+    rate
+        In (0, 1).
+    valid_BN
+        Which tokens count; bool.
+    """
+    logits_BN2 = logits_BN2.float()
+    if not valid_BN.any():
+        return logits_BN2
+    keep_BN, drop_BN = logits_BN2.unbind(-1)
+    shift_B1 = _shift_to_rate((keep_BN - drop_BN).detach(), rate, valid_BN)
+    return torch.stack([keep_BN + shift_B1, drop_BN], dim=-1)
+
+
 def right_align(keep_BN: Tensor) -> tuple[Tensor, Tensor]:
     """Return where the kept tokens of each row lie, aligned to the right.
 

@@ -114,10 +114,8 @@ class Sparsifier(Decisions):
             layer_configs=[layer.self_attn.config for layer in language_model.layers],
             keys_to_ignore_on_save=model._keys_to_ignore_on_save,
             handles=[
-                model.register_forward_pre_hook(_named(self._check_labels, model), with_kwargs=True),
-                model.model.register_forward_pre_hook(
-                    _named(self._find_images, model.model), with_kwargs=True
-                ),
+                model.register_forward_pre_hook(self._label_check(model), with_kwargs=True),
+                model.model.register_forward_pre_hook(self._image_finder(model.model), with_kwargs=True),
             ],
         )
         model.sparsifier = self
@@ -209,21 +207,32 @@ class Sparsifier(Decisions):
 
     # Hooks on the stock model
 
-    def _check_labels(self, module: nn.Module, given: dict[str, Any]) -> None:
-        config = self.config
-        drops = config.sparsify_image or config.sparsify_text or config.sparsify_prompt
-        learns = given.get("labels") is not None or (self.training and torch.is_grad_enabled())
-        if drops and learns and given.get("answer_mask") is None:
-            raise ValueError(
-                "labels and training need a full-length pass: also pass answer_mask, bool [batch, tokens], "
-                "True at the output tokens that may be dropped (all False where none may)"
-            )
+    def _label_check(self, model: nn.Module) -> Callable[..., None]:
+        place = _names(model).index("labels")
 
-    def _find_images(self, module: nn.Module, given: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "image_positions_KI": image_positions(module, given),
-            "token_ids_BN": given.get("input_ids"),
-        }
+        def check(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            has_labels = (args[place] if len(args) > place else kwargs.get("labels")) is not None
+            if not has_labels and not (self.training and torch.is_grad_enabled()):
+                return  # first, for every decoded token comes by
+            config = self.config
+            drops = config.sparsify_image or config.sparsify_text or config.sparsify_prompt
+            if drops and kwargs.get("answer_mask") is None:
+                raise ValueError(
+                    "labels and training need a full-length pass: also pass answer_mask, bool [batch, "
+                    "tokens], True at the output tokens that may be dropped (all False where none may)"
+                )
+
+        return check
+
+    def _image_finder(self, model: nn.Module) -> Callable[..., Any]:
+        names = _names(model)
+
+        def add_positions(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            given = {**dict(zip(names, args, strict=False)), **kwargs} if args else kwargs
+            found = image_positions(module, given)
+            return args, {**kwargs, "image_positions_KI": found, "token_ids_BN": given.get("input_ids")}
+
+        return add_positions
 
     # Files
 
@@ -266,12 +275,6 @@ class Sparsifier(Decisions):
         return self._attachment
 
 
-def _named(hook: Callable[[nn.Module, dict[str, Any]], dict[str, Any] | None], module: nn.Module) -> Any:
-    """Make a pre-hook of ``module`` that hands on its arguments by name and adds what ``hook`` returns."""
-    names = tuple(inspect.signature(module.forward).parameters)
-
-    def pre_hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        more = hook(module, dict(zip(names, args, strict=False)) | kwargs)
-        return None if more is None else (args, kwargs | more)
-
-    return pre_hook
+def _names(module: nn.Module) -> tuple[str, ...]:
+    """Return what the arguments of a module's forward are called, in their order."""
+    return tuple(inspect.signature(module.forward).parameters)

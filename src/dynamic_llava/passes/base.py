@@ -28,7 +28,8 @@ class Tokens:
     """What flows into a stage of the decoder.
 
     ``visible`` is bool ``[B, 1, N, S]`` or None (plain causal); ``policy_BN`` weighs keys, or None, with
-    ``policy_eps`` in its softmax; ``probe`` looks at the attention of a stage's last layer.
+    ``policy_eps`` in its softmax, or only their values where ``policy_is_masked`` is False; ``probe`` looks
+    at the attention of a stage's last layer.
     """
 
     hidden_BNC: Tensor
@@ -36,6 +37,7 @@ class Tokens:
     visible: Tensor | None
     policy_BN: Tensor | None = None
     policy_eps: float = 0.0
+    policy_is_masked: bool = True
     probe: Probe | None = None
 
 

@@ -83,8 +83,15 @@ class MaskedPass(Pass):
             self.attention(tokens),
             self.report,
         )
-        eps = self.sparsifier.config.softmax_eps
-        return Tokens(tokens.hidden_BNC, tokens.position_ids, tokens.visible, policy_BN, eps)
+        config = self.sparsifier.config
+        return Tokens(
+            tokens.hidden_BNC,
+            tokens.position_ids,
+            tokens.visible,
+            policy_BN,
+            config.softmax_eps,
+            config.masked_softmax,
+        )
 
     def _evaluate(self, tokens: Tokens) -> Tokens:
         """Hide dropped keys from later queries, as in step-by-step decoding."""

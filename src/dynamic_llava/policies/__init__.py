@@ -9,12 +9,12 @@ from torch import Tensor
 from dynamic_llava.config import SparsityConfig
 from dynamic_llava.policies.base import Policy
 from dynamic_llava.policies.fastv import FastVPolicy
-from dynamic_llava.policies.learned import LearnedPolicy
+from dynamic_llava.policies.learned import LearnedPolicy, TrainRates
 from dynamic_llava.policies.random import RandomPolicy
 from dynamic_llava.policies.uniform import UniformPolicy
 from dynamic_llava.predictors import ImagePredictor, TextPredictor
 
-__all__ = ["FastVPolicy", "LearnedPolicy", "Policy", "RandomPolicy", "UniformPolicy", "build"]
+__all__ = ["FastVPolicy", "LearnedPolicy", "Policy", "RandomPolicy", "TrainRates", "UniformPolicy", "build"]
 
 
 def reads_attention(name: str) -> bool:
@@ -28,15 +28,17 @@ def build(
     image_predictor: ImagePredictor,
     text_predictor: TextPredictor,
     noise: Callable[[Tensor], Tensor],
+    train_rates: TrainRates | None = None,
     attention_KI: Tensor | None = None,
 ) -> Policy:
     """Return the policy called ``name``: see :class:`~dynamic_llava.SparsityConfig` for their names.
 
-    ``attention_KI`` is what a policy that :func:`reads_attention` ranks by.
+    ``train_rates`` are those of :class:`LearnedPolicy`; ``attention_KI`` is what a policy that
+    :func:`reads_attention` ranks by.
     """
     match name:
         case "learned":
-            return LearnedPolicy(image_predictor, text_predictor, noise)
+            return LearnedPolicy(image_predictor, text_predictor, noise, config.text_threshold, train_rates)
         case "random":
             return RandomPolicy(config.text_keep_rate, config.seed)
         case "uniform":

@@ -31,6 +31,9 @@ class Policy(ABC):
         scores_KI = self.score(hidden_KIC)
         return top_k_mask(scores_KI, keep_count(scores_KI.shape[1], rate)).to(hidden_KIC.dtype)
 
-    def train_text_mask(self, hidden_BNC: Tensor, ordinal_BN: Tensor, tau: float) -> Tensor:
-        """Return the 0/1 mask ``[B, N]`` that training weighs keys with: without parameters, the decision."""
+    def train_text_mask(self, hidden_BNC: Tensor, ordinal_BN: Tensor, valid_BN: Tensor, tau: float) -> Tensor:
+        """Return the 0/1 mask ``[B, N]`` that training weighs keys with: without parameters, the decision.
+
+        ``valid_BN`` tells output tokens from padding, whose mask does not count.
+        """
         return self.keep(hidden_BNC, ordinal_BN).to(hidden_BNC.dtype)

@@ -16,10 +16,14 @@ from torch import Tensor, nn
 from dynamic_llava.sparsifier import Sparsifier
 from dynamic_llava.training.packing import Batch, model_inputs
 
+QUANTILES = 41  # every 2.5 %
+
 
 @torch.no_grad()
 def set_text_threshold(model: nn.Module, sparsifier: Sparsifier, batches: Iterable[Batch]) -> float:
     """Shift the keep logit so that ``text_keep_rate`` of the answer tokens of ``batches`` are kept.
+
+    The quantiles of the shifted margins go into the config, so that other rates can be asked for later.
 
     Parameters
     ----------
@@ -46,6 +50,9 @@ def set_text_threshold(model: nn.Module, sparsifier: Sparsifier, batches: Iterab
             margins.append((keep_BN - drop_BN)[batch.answer_mask_BN])
     finally:
         handle.remove()
-    shift = -torch.cat(margins).quantile(1 - sparsifier.config.text_keep_rate).item()
+    margin = torch.cat(margins)
+    shift = -margin.quantile(1 - sparsifier.config.text_keep_rate).item()
     cast(nn.Linear, sparsifier.text_predictor.output_mlp[-1]).bias[0] += shift
+    quantiles = margin.quantile(torch.linspace(0, 1, QUANTILES)) + shift
+    sparsifier.config.text_margins = tuple(round(value, 4) for value in quantiles.tolist())
     return shift

@@ -52,6 +52,14 @@ class Recipe(BaseModel):
     """Steps' worth of unseen data on which the dynamic stage sets the output predictor's threshold."""
     sparsity: dict[str, Any] | None = None
     """Arguments of SparsityConfig; needed by the dynamic stage."""
+    train: Literal["full", "predictors", "lora"] = "full"
+    """What the dynamic stage trains beside the predictors: the model, nothing, or LoRA adapters."""
+    lora_rank: int = Field(default=16, gt=0)
+    distill_weight: float = Field(default=0.0, ge=0, le=1)
+    """Share of the dynamic stage's loss that pulls the logits to those of the dense model it starts from."""
+    image_rates: tuple[float, float] | None = None
+    text_rates: tuple[float, float] | None = None
+    """Both set: every step draws its keep rates between these bounds, and no ratio loss is needed."""
     save_every: int = Field(default=100, gt=0)
     save_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
 
@@ -90,6 +98,11 @@ class Recipe(BaseModel):
             raise ValueError(
                 f"{path}: init: the {recipe.stage} stage starts from a finished stage; name its folder"
             )
+        rates = (recipe.image_rates, recipe.text_rates)
+        if (rates[0] is None) != (rates[1] is None):
+            raise ValueError(f"{path}: image_rates and text_rates are set together or not at all")
+        if rates[0] and rates[1] and not all(0 < low <= high < 1 for low, high in (rates[0], rates[1])):
+            raise ValueError(f"{path}: image_rates, text_rates: bounds must rise and lie between 0 and 1")
         if recipe.scenes_per_step + recipe.easy_vqa_per_step == 0:
             raise ValueError(f"{path}: scenes_per_step and easy_vqa_per_step are both 0; nothing to train on")
         return recipe

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from dynamic_llava import checkpoints
 from dynamic_llava.config import SparsityConfig
+from dynamic_llava.policies import TrainRates
 from dynamic_llava.report import Report
 from dynamic_llava.sparsifier import Sparsifier
 from dynamic_llava.training import nano, vision
@@ -132,14 +135,19 @@ class DynamicStage(Stage):
         torch.manual_seed(recipe.seed)
         hidden_size = cast(nn.Embedding, model.get_input_embeddings()).embedding_dim
         self.sparsifier = Sparsifier(SparsityConfig.from_dict(recipe.sparsity or {}), hidden_size)
-        self.sparsifier.attach(model)
         model.model.vision_tower.requires_grad_(recipe.train_vision_tower)
+        self.teacher = copy.deepcopy(model).eval().requires_grad_(False) if recipe.distill_weight else None
+        self.adapted = _adapt(model, recipe)
+        self.sparsifier.attach(model)
         model.train()
 
     def backward(self, step: int) -> Metrics:
         """Predict every answer from what the masks leave, and pull the keep rates to their targets."""
         recipe = self.recipe
         self.sparsifier.tau = recipe.tau_start * (recipe.tau_end / recipe.tau_start) ** (step / recipe.steps)
+        if recipe.image_rates and recipe.text_rates:
+            draw = random.Random(f"rates-{recipe.seed}-{step}").uniform
+            self.sparsifier.train_rates = TrainRates(draw(*recipe.image_rates), draw(*recipe.text_rates))
         batches = [self.packer(group) for group in self.stream.groups(step)]
         total_weight = sum(_label_weight(batch) for batch in batches)
         total_rows = sum(len(batch.input_ids_BN) for batch in batches)
@@ -148,9 +156,11 @@ class DynamicStage(Stage):
         for batch in batches:
             with self.autocast():
                 output = self.model(**model_inputs(batch), answer_mask=batch.answer_mask_BN)
-            loss = _weighted_loss(output.logits, batch) / total_weight
+            loss = self._answer_loss(output.logits, batch) / total_weight
             ratio = torch.stack(self.sparsifier.ratio_loss()).sum() * len(batch.input_ids_BN) / total_rows
-            (loss + self.sparsifier.config.ratio_weight * ratio).backward()
+            is_exact = self.sparsifier.train_rates is not None
+            weight = 0.0 if is_exact else self.sparsifier.config.ratio_weight
+            (loss + weight * ratio).backward()
             metrics["loss"] += loss.item()
             metrics["ratio_loss"] += ratio.item()
             report = cast(Report, self.sparsifier.report)
@@ -160,6 +170,15 @@ class DynamicStage(Stage):
         metrics |= {name: torch.cat(masks).mean().item() for name, masks in kept.items() if masks}
         return metrics | {"tau": self.sparsifier.tau}
 
+    def _answer_loss(self, logits_BNV: Tensor, batch: Batch) -> Tensor:
+        """Cross-entropy, mixed with the divergence from the dense model's distribution where one teaches."""
+        loss, share = _weighted_loss(logits_BNV, batch), self.recipe.distill_weight
+        if self.teacher is None:
+            return loss
+        with torch.no_grad(), self.autocast():
+            target_BNV = self.teacher(**model_inputs(batch)).logits
+        return (1 - share) * loss + share * _divergence(logits_BNV, target_BNV, batch)
+
     def save(self, folder: Path) -> None:
         """Set the threshold of the output predictor, then write the finished model."""
         steps = range(self.recipe.steps, self.recipe.steps + self.recipe.calibration_steps)
@@ -168,6 +187,10 @@ class DynamicStage(Stage):
         config = self.sparsifier.config
         if long and config.sparsify_text and config.text_policy == "learned":
             set_text_threshold(self.model, self.sparsifier, long)
+        if self.adapted is not None:
+            self.sparsifier.detach()
+            self.adapted.merge_and_unload()
+            self.sparsifier.attach(self.model)
         super().save(folder)
 
 
@@ -184,6 +207,28 @@ def _load(recipe: Recipe) -> tuple[LlavaForConditionalGeneration, LlavaProcessor
     if hasattr(model, "sparsifier"):
         raise ValueError(f"{recipe.init}: init has a sparsifier already; start from the dense stage's model")
     return cast(LlavaForConditionalGeneration, model), cast(LlavaProcessor, processor)
+
+
+def _adapt(model: LlavaForConditionalGeneration, recipe: Recipe) -> Any:
+    """Freeze what the recipe does not train; return peft's wrapper of ``model`` where it adds adapters."""
+    if recipe.train == "full":
+        return None
+    model.requires_grad_(False)
+    if recipe.train == "predictors":
+        return None
+    from peft import LoraConfig, get_peft_model
+
+    targets = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
+    config = LoraConfig(r=recipe.lora_rank, lora_alpha=2 * recipe.lora_rank, target_modules=targets)
+    return get_peft_model(cast(Any, model), config)
+
+
+def _divergence(logits_BNV: Tensor, target_BNV: Tensor, batch: Batch) -> Tensor:
+    """Kullback-Leibler divergence from the teacher's next-token distribution, weighted like the loss."""
+    labelled_BN = batch.labels_BN[:, 1:] != IGNORE
+    student, teacher = (x[:, :-1][labelled_BN].float().log_softmax(-1) for x in (logits_BNV, target_BNV))
+    losses = (teacher.exp() * (teacher - student)).sum(-1)
+    return (losses * batch.weights_BN[:, 1:][labelled_BN]).sum()
 
 
 def _label_weight(batch: Batch) -> float:

@@ -1,0 +1,48 @@
+"""The trainings that docs/results.md compares: recipes/results/base.yaml with one setting changed each."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+BASE = Path("recipes") / "results" / "base.yaml"
+DIAL = {"image_rates": [0.05, 0.6], "text_rates": [0.2, 0.8]}
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "base": {},
+    "dial": DIAL,
+    "predictors": {"train": "predictors"},
+    "distilled": {"distill_weight": 0.5},
+    "lora": {"train": "lora"},
+    "image-10": {"sparsity": {"image_keep_rate": 0.1}},
+    "image-50": {"sparsity": {"image_keep_rate": 0.5}},
+    "dial-distilled": {**DIAL, "distill_weight": 0.5},
+    "layer-1": {"sparsity": {"layer": 1}},
+    "layer-4": {"sparsity": {"layer": 4}},
+    "plain-softmax": {"sparsity": {"masked_softmax": False}},
+    "len-0": {"sparsity": {"min_answer_length": 0}},
+    "len-100": {"sparsity": {"min_answer_length": 100}},
+    "lambda-10": {"sparsity": {"ratio_weight": 10.0}},
+    "lambda-1000": {"sparsity": {"ratio_weight": 1000.0}},
+    "predictors-distilled": {"train": "predictors", "distill_weight": 1.0},
+    "dial-predictors": {**DIAL, "train": "predictors", "distill_weight": 1.0},
+}
+
+
+def recipe(name: str, folder: Path) -> dict[str, Any]:
+    """Return the settings of a variant that trains into ``folder``."""
+    settings: dict[str, Any] = yaml.safe_load(BASE.read_text(encoding="utf-8"))
+    changes = copy.deepcopy(VARIANTS[name])
+    settings["sparsity"] |= changes.pop("sparsity", {})
+    return {**settings, **changes, "output": str(folder)}
+
+
+def write_recipe(name: str, folder: Path) -> Path:
+    """Write the recipe of a variant into ``folder``'s parent; return its path."""
+    path = folder.parent / f"{name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(recipe(name, folder), sort_keys=False), encoding="utf-8")
+    return path
