@@ -8,6 +8,7 @@ Legend: B batch, N tokens, H heads, G key/value heads, D head size.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,6 +27,32 @@ STOCK_ATTENTION = {
     "eager": eager_attention_forward,
     "flex_attention": flex_attention_forward,
 }
+
+
+@dataclass(frozen=True)
+class KeyWeights:
+    """How keys are weighed in a training pass.
+
+    ``policy_BN`` has the weights in [0, 1]; ``eps`` and ``dropped_key_bound`` are those of
+    :func:`~dynamic_llava.selection.masked_softmax`; ``is_masked`` False leaves the softmax plain and takes
+    only the values of dropped keys, for ablations. That and ``eps`` above 0 are N x N in memory.
+    """
+
+    policy_BN: Tensor
+    eps: float
+    dropped_key_bound: float
+    is_masked: bool
+
+    def attend(
+        self, q_BHND: Tensor, k_BGND: Tensor, v_BGND: Tensor, visible_B1NN: Tensor, scaling: float
+    ) -> Tensor:
+        """Return what attention returns, ``[B, H, N, D]``."""
+        keyed = (q_BHND, k_BGND, v_BGND, self.policy_BN, visible_B1NN, scaling)
+        if not self.is_masked:
+            return _valueless_attention(*keyed)
+        if self.eps > 0:
+            return _official_attention(*keyed, self.eps)
+        return masked_attention(*keyed, self.dropped_key_bound)
 
 
 def _official_attention(
@@ -66,11 +93,7 @@ def _valueless_attention(
 
 
 def _policy_attention(stock: Any) -> Any:
-    """Return ``stock``, extended by ``policy_BN``, which selects :func:`masked_attention`, and a probe.
-
-    ``policy_is_masked`` False leaves the softmax plain, for ablations; ``policy_eps`` above 0 selects the
-    definition with the official eps terms instead. Both are N x N in memory.
-    """
+    """Return ``stock``, extended by ``key_weights``, which take its place, and a probe."""
 
     def forward(
         module: nn.Module,
@@ -78,23 +101,17 @@ def _policy_attention(stock: Any) -> Any:
         key: Tensor,
         value: Tensor,
         attention_mask: Any,
-        policy_BN: Tensor | None = None,
-        policy_eps: float = 0.0,
-        policy_is_masked: bool = True,
+        key_weights: KeyWeights | None = None,
         probe: Probe | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         if probe is not None:
             probe.look(query, key, kwargs["scaling"])
-        if policy_BN is None:
+        if key_weights is None:
             return stock(module, query, key, value, attention_mask, **kwargs)
         if kwargs.get("dropout"):
             raise ValueError("attention_dropout is not supported in the training pass: set it to 0")
-        keyed = (query, key, value, policy_BN, attention_mask, kwargs["scaling"])
-        if not policy_is_masked:
-            out = _valueless_attention(*keyed)
-        else:
-            out = _official_attention(*keyed, policy_eps) if policy_eps > 0 else masked_attention(*keyed)
+        out = key_weights.attend(query, key, value, attention_mask, kwargs["scaling"])
         return out.transpose(1, 2).contiguous(), None
 
     return forward

@@ -50,6 +50,9 @@ class SparsityConfig:
     masked_softmax
         Whether training takes dropped keys out of the softmax (paper, eq. 6). False, for ablations: they only
         lose their values.
+    dropped_key_bound
+        How many times the strongest kept key a dropped one may weigh in the gradient to its own mask. 1e6 is
+        about what the official eps allows; 1 trains far more steadily, see docs/decisions.md.
     softmax_eps
         Eps of the masked softmax in training. 0: dropped and future keys weigh exactly nothing. The official
         code has 1e-6, which lets a little of them through; the pass then takes a slower path.
@@ -81,6 +84,7 @@ class SparsityConfig:
     ratio_weight: float = 100.0
     text_margins: tuple[float, ...] = ()
     masked_softmax: bool = True
+    dropped_key_bound: float = 1e6
     softmax_eps: float = 0.0
     seed: int = 0
 
@@ -120,6 +124,8 @@ class SparsityConfig:
         margins = self.text_margins
         if len(margins) == 1 or any(low > high for low, high in itertools.pairwise(margins)):
             raise ValueError(f"text_margins is {margins}: it must be empty, or two or more rising quantiles")
+        if not self.dropped_key_bound > 0:
+            raise ValueError(f"dropped_key_bound is {self.dropped_key_bound}: it must be greater than 0")
         for name in ("min_answer_length", "min_prompt_length", "ratio_weight", "softmax_eps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must not be negative")

@@ -127,7 +127,7 @@ def _run(
     """Run stock layers on ``tokens``; masks and rotary embeddings are made once for all of them."""
     hidden_BNC = tokens.hidden_BNC
     mask = tokens.visible
-    if tokens.policy_BN is None:
+    if tokens.key_weights is None:
         attention = language_model.config._attn_implementation
         mask = masks.for_attention(tokens.visible, hidden_BNC.shape[1], hidden_BNC, attention)
     rotary = language_model.rotary_emb(hidden_BNC, position_ids=tokens.position_ids)
@@ -139,9 +139,7 @@ def _run(
             position_ids=tokens.position_ids,
             past_key_values=cache,
             use_cache=cache is not None,
-            policy_BN=tokens.policy_BN,
-            policy_eps=tokens.policy_eps,
-            policy_is_masked=tokens.policy_is_masked,
+            key_weights=tokens.key_weights,
             probe=tokens.probe if number == len(layers) - 1 else None,
             **kwargs,
         )

@@ -13,14 +13,13 @@ Inside, everything is ``[B, G, R, N, D]``, with 1 in place of R for what belongs
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-
-from dynamic_llava.selection import MAX_DROPPED
 
 
 class BlockSize(NamedTuple):
@@ -103,6 +102,7 @@ class _MaskedAttention(torch.autograd.Function):
         visible_B1NN: Tensor | None,
         scaling: float,
         is_causal: bool,
+        highest_dropped: float,
     ) -> Tensor:
         q, k, v, policy = _unfold(q_BHND, k_BGND, v_BGND, policy_BN)
         is_dropped_B111N = (policy_BN == 0)[:, None, None, None]
@@ -123,7 +123,7 @@ class _MaskedAttention(torch.autograd.Function):
             out[queries] = (_product(scores, weighted_v[keys]) + own * v[queries]).div_(z)
         out_BHND = out.flatten(1, 2)
         ctx.save_for_backward(q_BHND, k_BGND, v_BGND, policy_BN, visible_B1NN, out_BHND, highest, total)
-        ctx.scaling, ctx.is_causal = scaling, is_causal
+        ctx.scaling, ctx.is_causal, ctx.highest_dropped = scaling, is_causal, highest_dropped
         return out_BHND.to(v_BGND.dtype)
 
     @staticmethod
@@ -148,7 +148,7 @@ class _MaskedAttention(torch.autograd.Function):
             average = _dot(grad_block, out[queries])
             hidden = _hidden(visible_B1NN, block, q.device)
             scores = _product(q_block, k[keys].mT).masked_fill_(hidden, -torch.inf)
-            weights = scores.sub_(highest[queries]).clamp_(max=MAX_DROPPED).exp_()
+            weights = scores.sub_(highest[queries]).clamp_(max=ctx.highest_dropped).exp_()
             _add_product(dv[keys], weights, grad_block)
             g = _product(grad_block, v[keys].mT).sub_(average).mul_(weights)
             _add_product(dk[keys], g, q_block)
@@ -161,7 +161,7 @@ class _MaskedAttention(torch.autograd.Function):
         dv.mul_(policy).add_((own_weight * grad).sum(2, keepdim=True))
         gradients = (dq.view_as(q_BHND), dk.squeeze(2), dv.squeeze(2), dpolicy_BN)
         given = (q_BHND, k_BGND, v_BGND, policy_BN)
-        return *(ours.to(its) for ours, its in zip(gradients, given, strict=True)), None, None, None
+        return *(ours.to(its) for ours, its in zip(gradients, given, strict=True)), None, None, None, None
 
 
 def _unfold(
@@ -181,6 +181,7 @@ def masked_attention(
     policy_BN: Tensor,
     visible_B1NN: Tensor | None,
     scaling: float,
+    dropped_key_bound: float = 1e6,
 ) -> Tensor:
     """Attend with keys weighted by a policy; each query sees its own key in full.
 
@@ -197,6 +198,8 @@ def masked_attention(
         for plain causal attention. Where no query sees a later key, blocks leave out the keys after them.
     scaling
         Factor on the scores.
+    dropped_key_bound
+        See :func:`~dynamic_llava.selection.masked_softmax`.
 
     Returns
     -------
@@ -207,4 +210,6 @@ def masked_attention(
     # One wait for a GPU, in exchange for half of the work.
     is_causal = visible_B1NN is None or not bool(visible_B1NN.any(0).triu(1).any())
     with torch.autocast(q_BHND.device.type, enabled=False):
-        return _MaskedAttention.apply(q_BHND, k_BGND, v_BGND, policy_BN, visible_B1NN, scaling, is_causal)
+        return _MaskedAttention.apply(
+            q_BHND, k_BGND, v_BGND, policy_BN, visible_B1NN, scaling, is_causal, math.log(dropped_key_bound)
+        )

@@ -5,6 +5,7 @@ Legend: B batch, K pictures, I image tokens, N tokens, L kept tokens (padded), H
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -123,7 +124,9 @@ def gather_tokens(x_BNC: Tensor, index_BL: Tensor) -> Tensor:
     return x_BNC.gather(1, index_BL[..., None].expand(-1, -1, x_BNC.shape[-1]))
 
 
-def masked_softmax(scores_BHNN: Tensor, policy_BN: Tensor, eps: float = 0.0) -> Tensor:
+def masked_softmax(
+    scores_BHNN: Tensor, policy_BN: Tensor, eps: float = 0.0, dropped_key_bound: float = 1e6
+) -> Tensor:
     """Softmax over keys weighted by a policy; a query always sees its own key (paper, eq. 6).
 
     ``W = (E + eps/N) / (sum E + eps)`` with ``E = exp(S - max) * P`` and ``P_ij = policy_j``, but 1 where i =
@@ -139,6 +142,9 @@ def masked_softmax(scores_BHNN: Tensor, policy_BN: Tensor, eps: float = 0.0) -> 
     eps
         0 by default: hidden and dropped keys weigh exactly nothing. The official code uses 1e-6, with which
         every key, also a future one, weighs at least eps/N.
+    dropped_key_bound
+        Without eps: how many times the strongest kept key a dropped one weighs at most in the gradient to its
+        mask. Its true derivative has no bound, though keeping the key could change the output only so much.
 
     Returns
     -------
@@ -153,10 +159,5 @@ def masked_softmax(scores_BHNN: Tensor, policy_BN: Tensor, eps: float = 0.0) -> 
         return (weighted + eps / tokens) / (weighted.sum(-1, keepdim=True) + eps)
     # Over kept keys, the sum is >= 1; the clamp only bounds the gradient of a dropped, dominant key.
     highest = scores.masked_fill(policy_B1NN == 0, -torch.inf).amax(-1, keepdim=True)
-    weighted = (scores - highest).clamp(max=MAX_DROPPED).exp() * policy_B1NN
+    weighted = (scores - highest).clamp(max=math.log(dropped_key_bound)).exp() * policy_B1NN
     return weighted / weighted.sum(-1, keepdim=True)
-
-
-MAX_DROPPED = (
-    13.8  # about -log(1e-6): the bound that the official eps puts on the weight a dropped key would have
-)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from dynamic_llava import masked_attention as module
 from dynamic_llava.masked_attention import BlockSize, masked_attention
 from dynamic_llava.masks import causal, visibility, with_diagonal
-from dynamic_llava.selection import MAX_DROPPED, masked_softmax
+from dynamic_llava.selection import masked_softmax
 
 VISIBILITIES = ["none", "causal", "left padding", "right padding", "any"]
 
@@ -32,7 +33,7 @@ def definition(
     scores = (q @ k.mT * scaling).masked_fill(~visible, -torch.inf)
     weigh = torch.where(own, 1.0, policy[:, None, None, :])
     highest = scores.masked_fill(weigh == 0, -torch.inf).amax(-1, keepdim=True)
-    weighted = (scores - highest).clamp(max=MAX_DROPPED).exp() * weigh
+    weighted = (scores - highest).clamp(max=math.log(1e6)).exp() * weigh
     return weighted / weighted.sum(-1, keepdim=True) @ v
 
 

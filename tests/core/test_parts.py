@@ -213,5 +213,7 @@ def test_config_is_copied_into_the_report() -> None:
 def test_confident_scores_keep_their_order() -> None:
     """In float32, ``log_softmax`` is 0 for every margin above 17."""
     margin_KI = torch.tensor([[20.0, 60.0, 30.0, 40.0]])
-    policy = LearnedPolicy(lambda _: torch.stack([margin_KI, 0 * margin_KI], -1), None, exponential_noise, 0.0, None)
+    policy = LearnedPolicy(
+        lambda _: torch.stack([margin_KI, 0 * margin_KI], -1), None, exponential_noise, 0.0, None
+    )
     assert policy.score(torch.zeros(1, 4, 8)).argsort().tolist() == [[0, 2, 3, 1]]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from dynamic_llava.attention import KeyWeights
 from dynamic_llava.cache import SparseCache
 from dynamic_llava.placeholders import question_mask
 from dynamic_llava.probe import Probe
@@ -27,17 +28,14 @@ if TYPE_CHECKING:
 class Tokens:
     """What flows into a stage of the decoder.
 
-    ``visible`` is bool ``[B, 1, N, S]`` or None (plain causal); ``policy_BN`` weighs keys, or None, with
-    ``policy_eps`` in its softmax, or only their values where ``policy_is_masked`` is False; ``probe`` looks
-    at the attention of a stage's last layer.
+    ``visible`` is bool ``[B, 1, N, S]`` or None (plain causal); ``key_weights`` are those of a training pass,
+    or None; ``probe`` looks at the attention of a stage's last layer.
     """
 
     hidden_BNC: Tensor
     position_ids: Tensor
     visible: Tensor | None
-    policy_BN: Tensor | None = None
-    policy_eps: float = 0.0
-    policy_is_masked: bool = True
+    key_weights: KeyWeights | None = None
     probe: Probe | None = None
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dynamic_llava import masks
+from dynamic_llava.attention import KeyWeights
 from dynamic_llava.passes.base import Inputs, Pass, Tokens
 from dynamic_llava.report import Report
 from dynamic_llava.selection import ordinals
@@ -84,14 +85,8 @@ class MaskedPass(Pass):
             self.report,
         )
         config = self.sparsifier.config
-        return Tokens(
-            tokens.hidden_BNC,
-            tokens.position_ids,
-            tokens.visible,
-            policy_BN,
-            config.softmax_eps,
-            config.masked_softmax,
-        )
+        weights = KeyWeights(policy_BN, config.softmax_eps, config.dropped_key_bound, config.masked_softmax)
+        return Tokens(tokens.hidden_BNC, tokens.position_ids, tokens.visible, weights)
 
     def _evaluate(self, tokens: Tokens) -> Tokens:
         """Hide dropped keys from later queries, as in step-by-step decoding."""

@@ -81,10 +81,10 @@ class Probe:
         self.dense_positions_BN.append(kwargs["position_ids"])
 
     def _enter_sparse(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        policy_BN = kwargs["policy_BN"]
+        key_weights = kwargs["key_weights"]
         self.hidden_BLC.append(args[0].detach())
         self.positions_BL.append(kwargs["position_ids"])
-        self.policy_BN.append(None if policy_BN is None else policy_BN.detach())
+        self.policy_BN.append(None if key_weights is None else key_weights.policy_BN.detach())
 
     def _enter_image_predictor(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         self.image_hidden_KIC.append(args[0].detach())
