@@ -166,14 +166,29 @@ def evaluate(
 def train(
     recipe: Annotated[Path, typer.Argument(help="A recipe; the shipped ones are in recipes/.")],
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint.")] = False,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="Only show parameters, tokens, steps and memory.")
+    ] = False,
+    as_json: Json = False,
 ) -> None:
-    """Train one stage as its recipe says.
+    """Train one stage as its recipe says; on several GPUs, with accelerate launch -m dynamic_llava train.
 
-    Example: dynamic-llava train recipes/nano-dense.yaml
+    Example: dynamic-llava train recipes/nano-dense.yaml --dry-run
     """
-    from dynamic_llava.training.run import train as run_recipe
+    from dynamic_llava.training import run
 
-    typer.echo(run_recipe(recipe, resume=resume))
+    if not dry:
+        folder = run.train(recipe, resume=resume)
+        _print_json({"model": str(folder)}) if as_json else typer.echo(folder)
+        return
+    plan = run.dry_run(recipe)
+    if as_json:
+        _print_json(plan.as_json())
+        return
+    from rich.console import Console
+
+    for table in plan.tables():
+        Console().print(table)
 
 
 @app.command()

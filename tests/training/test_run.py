@@ -1,86 +1,209 @@
-"""The loop: a resumed run equals an unbroken one, and a broken one never leaves a broken checkpoint."""
+"""Training: a resumed run equals an unbroken one, and no fault leaves a broken checkpoint behind."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from tests.training.conftest import WriteRecipe
 
-from dynamic_llava.training import run
-
-RECIPE = """
-stage: vision
-output: {output}
-steps: 4
-scenes_per_step: 2
-easy_vqa_per_step: 1
-optimizer: muon
-learning_rate: 0.001
-save_every: 2
-"""
+import dynamic_llava
+from dynamic_llava.training import run, trainer
+from dynamic_llava.training.objectives import DenseObjective
 
 
-def _recipe(folder: Path, name: str) -> Path:
-    path = folder / f"{name}.yaml"
-    path.write_text(RECIPE.format(output=folder / name))
-    return path
-
-
-def _losses(folder: Path) -> dict[int, float]:
+def losses(folder: Path) -> dict[int, tuple[float, ...]]:
+    """Everything logged but the time, by step."""
     rows = [json.loads(line) for line in (folder / run.LOG).read_text().splitlines()]
-    return {row["step"]: row["loss"] for row in rows}
+    return {row.pop("step"): tuple(v for k, v in sorted(row.items()) if k != "seconds") for row in rows}
+
+
+def assert_same_model(folder: Path, other: Path) -> None:
+    for name in ("model.safetensors", "sparsifier.safetensors"):
+        ours, theirs = (load_file(f / run.MODEL / name) for f in (folder, other))
+        assert ours.keys() == theirs.keys()
+        for key, tensor in theirs.items():
+            assert torch.equal(ours[key], tensor), key
 
 
 class _Interrupted(Exception):
     pass
 
 
-def test_resumed_run_equals_unbroken_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = run.train(_recipe(tmp_path, "whole")).parent
-    broken = _recipe(tmp_path, "broken")
-    step = run._step
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_resumed_run_equals_unbroken_run(
+    write_recipe: WriteRecipe, monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
+    whole = run.train(write_recipe("whole", optimizer=optimizer)).parent
+    recipe = write_recipe("broken", optimizer=optimizer)
+    forward = DenseObjective.logits
+    calls = []
 
-    def stop_at_three(recipe, stage, optimizers, number):  # type: ignore[no-untyped-def]
-        if number == 3:
+    def stop_in_step_four(self, group, **masks):  # type: ignore[no-untyped-def]
+        calls.append(group)
+        if len(calls) > 2 * 3:  # two groups a step
             raise _Interrupted
-        return step(recipe, stage, optimizers, number)
+        return forward(self, group, **masks)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "_step", stop_at_three)
+        patch.setattr(DenseObjective, "logits", stop_in_step_four)
         with pytest.raises(_Interrupted):
-            run.train(broken)
-    resumed = run.train(broken, resume=True).parent
-    assert _losses(resumed) == _losses(whole)
-    ours, theirs = (torch.load(folder / run.CHECKPOINT) for folder in (resumed, whole))
-    assert ours["step"] == theirs["step"] == 4
-    for name, tensor in theirs["modules"]["model"].items():
-        assert torch.equal(ours["modules"]["model"][name], tensor), name
+            run.train(recipe)
+    assert max(losses(whole.parent / "broken")) == 3  # ran on after the checkpoint at 2
+    resumed = run.train(recipe, resume=True).parent
+    assert losses(resumed) == losses(whole)
+    assert_same_model(resumed, whole)
 
 
-def test_used_output_folder_is_refused_unless_resumed(tmp_path: Path) -> None:
-    recipe = _recipe(tmp_path, "run")
-    with pytest.raises(FileNotFoundError, match="nothing to resume"):
+@pytest.mark.slow
+def test_killed_run_resumes_bit_for_bit(write_recipe: WriteRecipe) -> None:
+    whole = run.train(write_recipe("whole", steps=6)).parent
+    recipe = write_recipe("killed", steps=6)
+    log = recipe.with_suffix("") / run.LOG
+    command = [sys.executable, "-m", "dynamic_llava", "train", str(recipe)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 200
+    while not (log.exists() and len(log.read_text().splitlines()) >= 3):
+        assert process.poll() is None, "ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    resumed = run.train(recipe, resume=True).parent
+    assert losses(resumed) == losses(whole)
+    assert_same_model(resumed, whole)
+
+
+def test_what_was_cut_off_is_not_resumed(write_recipe: WriteRecipe) -> None:
+    recipe = write_recipe("run")
+    folder = run.train(recipe).parent
+    (folder / "checkpoint-4" / trainer.COMPLETE).unlink()
+    (folder / "checkpoint-4" / "optimizer.pt").write_bytes(b"half")
+    before = losses(folder)
+    assert run.train(recipe, resume=True).parent == folder
+    assert losses(folder) == before
+    assert trainer.last_checkpoint(folder) == folder / "checkpoint-4"
+
+
+def test_full_disk_ends_with_one_line_and_the_checkpoint_before(
+    write_recipe: WriteRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = write_recipe("run")
+    save = torch.save
+
+    def full(content, path, *args, **kwargs):  # type: ignore[no-untyped-def]
+        if "checkpoint-4" in str(path):
+            Path(path).write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        save(content, path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(OSError, match=r"checkpoint-4: .*No space left.*--resume"):
+            run.train(recipe)
+    folder = recipe.with_suffix("")
+    assert trainer.last_checkpoint(folder) == folder / "checkpoint-2"
+    assert not (folder / "checkpoint-4").exists()
+    whole = run.train(write_recipe("whole")).parent
+    assert_same_model(run.train(recipe, resume=True).parent, whole)
+
+
+def test_infinite_loss_stops_before_the_weights_change(
+    write_recipe: WriteRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = DenseObjective.logits
+
+    def explode(self, group, **masks):  # type: ignore[no-untyped-def]
+        factor = float("nan") if self.noise.step == 3 else 1.0
+        return forward(self, group, **masks) * factor
+
+    monkeypatch.setattr(DenseObjective, "logits", explode)
+    recipe = write_recipe("run")
+    with pytest.raises(FloatingPointError, match="step 3"):
+        run.train(recipe)
+    checkpoint = trainer.last_checkpoint(recipe.with_suffix(""))
+    assert checkpoint is not None
+    assert checkpoint.name == "checkpoint-2"
+    assert all(tensor.isfinite().all() for tensor in load_file(checkpoint / "model.safetensors").values())
+
+
+def test_used_output_folder_is_refused_unless_resumed(write_recipe: WriteRecipe) -> None:
+    recipe = write_recipe("run")
+    with pytest.raises(FileNotFoundError, match="no complete checkpoint"):
         run.train(recipe, resume=True)
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "something").write_text("")
+    recipe.with_suffix("").mkdir()
+    (recipe.with_suffix("") / "something").write_text("")
     with pytest.raises(ValueError, match="earlier run"):
         run.train(recipe)
 
 
-def test_infinite_loss_stops_before_the_weights_change(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_checkpoint_of_another_recipe_is_refused(write_recipe: WriteRecipe) -> None:
+    run.train(write_recipe("run"))
+    with pytest.raises(ValueError, match="another recipe"):
+        run.train(write_recipe("run", train="predictors"), resume=True)
+
+
+def parameters(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    return load_file(folder / name)
+
+
+@pytest.mark.parametrize("train", ["predictors", "lora", "full"])
+def test_what_is_trained_changes_and_nothing_else(
+    write_recipe: WriteRecipe, small_checkpoint: Path, train: str
 ) -> None:
-    real = run.STAGES["vision"]
+    folder = run.train(write_recipe("run", train=train, distill_weight=0.5))
+    before, after = (parameters(f, "model.safetensors") for f in (small_checkpoint, folder))
+    assert before.keys() == after.keys()
+    changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    expected = {
+        "predictors": lambda name: False,
+        "lora": lambda name: "_proj" in name and "language_model" in name,
+        "full": lambda name: "vision_tower" not in name,
+    }[train]
+    assert changed == {name for name in before if expected(name)}
+    model = dynamic_llava.load_model(folder)
+    assert len(model.sparsifier.config.text_margins) == 41
 
-    class Exploding(real):  # type: ignore[misc, valid-type]
-        def backward(self, step: int) -> run.Metrics:
-            return super().backward(step) | ({"loss": float("nan")} if step == 3 else {})
 
-    monkeypatch.setitem(run.STAGES, "vision", Exploding)
-    with pytest.raises(FloatingPointError, match="step 3"):
-        run.train(_recipe(tmp_path, "run"))
-    state = torch.load(tmp_path / "run" / run.CHECKPOINT)
-    assert state["step"] == 2
-    assert all(tensor.isfinite().all() for tensor in state["modules"]["model"].values())
+def test_separate_adapters_leave_the_model_as_it_was(
+    write_recipe: WriteRecipe, small_checkpoint: Path
+) -> None:
+    folder = run.train(write_recipe("run", train="lora", merge_lora=False))
+    before, after = (parameters(f, "model.safetensors") for f in (small_checkpoint, folder))
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    assert (folder.parent / "lora" / "adapter_model.safetensors").is_file()
+
+
+def test_evaluation_keeps_the_best_checkpoint(write_recipe: WriteRecipe) -> None:
+    recipe = write_recipe("run", steps=6, evaluation={"every": 2, "steps": 2}, learning_rate=0.5)
+    folder = run.train(recipe).parent
+    rows = [json.loads(line) for line in (folder / run.LOG).read_text().splitlines()]
+    found = {row["step"]: row for row in rows if "eval_loss" in row}
+    assert sorted(found) == [2, 4, 6]
+    assert 0 < found[2]["eval_image_kept"] <= 0.25
+    best = min(found, key=lambda step: found[step]["eval_loss"])
+    kept = load_file(folder / f"checkpoint-{best}" / "model.safetensors")
+    saved = load_file(folder / run.MODEL / "model.safetensors")
+    name = "language_model.model.norm.weight"
+    assert torch.equal(saved[name], kept["model.model.language_model.norm.weight"])
+
+
+def test_dry_run_counts_and_writes_nothing(write_recipe: WriteRecipe, small_checkpoint: Path) -> None:
+    recipe = write_recipe("run", train="predictors")
+    plan = run.dry_run(recipe)
+    frozen = sum(t.numel() for t in parameters(small_checkpoint, "model.safetensors").values())
+    assert list(plan.parameters) == ["predictors"]
+    assert plan.frozen == frozen
+    assert plan.steps == 4
+    assert plan.tokens_per_sample > 3 * 36
+    assert plan.memory_bytes["gradients"] == 4 * plan.parameters["predictors"][0]
+    assert plan.memory_bytes["total"] == sum(v for k, v in plan.memory_bytes.items() if k != "total")
+    assert not recipe.with_suffix("").exists()

@@ -21,33 +21,6 @@ IGNORE = -100
 
 
 @dataclass(frozen=True)
-class Batch:
-    """What one forward of packed rows needs.
-
-    ``weights_BN`` weighs the loss of each label; ``answer_mask_BN`` marks the tokens of the one long answer.
-    """
-
-    input_ids_BN: Tensor
-    pixel_values: Tensor
-    attention_mask_B1NN: Tensor
-    position_ids_BN: Tensor
-    labels_BN: Tensor
-    weights_BN: Tensor
-    answer_mask_BN: Tensor
-
-
-def model_inputs(batch: Batch) -> dict[str, Tensor | bool]:
-    """Arguments of the model's forward, without labels: the loss is weighed by the caller."""
-    return {
-        "input_ids": batch.input_ids_BN,
-        "pixel_values": batch.pixel_values,
-        "attention_mask": batch.attention_mask_B1NN,
-        "position_ids": batch.position_ids_BN,
-        "use_cache": False,
-    }
-
-
-@dataclass(frozen=True)
 class _Row:
     ids: list[int]
     segments: list[int]
@@ -76,8 +49,16 @@ class Packer:
         self._eos: int = processor.tokenizer.eos_token_id
         self._pad: int = processor.tokenizer.pad_token_id
 
-    def __call__(self, samples: Sequence[Sample]) -> Batch:
-        """Pack samples, one row each, padded on the right to the longest."""
+    def __call__(self, samples: Sequence[Sample], numbers: Sequence[int]) -> dict[str, Tensor]:
+        """Pack samples, one row each, padded on the right to the longest.
+
+        Returns
+        -------
+        dict
+            What the model takes (``attention_mask`` is bool [B, 1, N, N]); ``labels`` and ``weights``, the
+            loss weight of each, [B, N]; ``answer_mask``, bool [B, N], the tokens of the one long answer; and
+            ``sample``, the ``numbers`` of the samples, [B].
+        """
         rows = [self._row(sample) for sample in samples]
         length = max(len(row.ids) for row in rows)
 
@@ -91,15 +72,16 @@ class Packer:
         pixels = self.processor.image_processor(
             [sample.open_image() for sample in samples], return_tensors="pt"
         )
-        return Batch(
-            input_ids_BN=padded([row.ids for row in rows], self._pad),
-            pixel_values=pixels["pixel_values"],
-            attention_mask_B1NN=((own_BNN | prefix_B1N) & causal_NN)[:, None],
-            position_ids_BN=padded([row.positions for row in rows], 0),
-            labels_BN=padded([row.labels for row in rows], IGNORE),
-            weights_BN=torch.tensor([row.weights + [0.0] * (length - len(row.ids)) for row in rows]),
-            answer_mask_BN=torch.tensor([row.answer + [False] * (length - len(row.ids)) for row in rows]),
-        )
+        return {
+            "input_ids": padded([row.ids for row in rows], self._pad),
+            "pixel_values": pixels["pixel_values"],
+            "attention_mask": ((own_BNN | prefix_B1N) & causal_NN)[:, None],
+            "position_ids": padded([row.positions for row in rows], 0),
+            "labels": padded([row.labels for row in rows], IGNORE),
+            "weights": torch.tensor([row.weights + [0.0] * (length - len(row.ids)) for row in rows]),
+            "answer_mask": torch.tensor([row.answer + [False] * (length - len(row.ids)) for row in rows]),
+            "sample": torch.tensor(numbers),
+        }
 
     def _row(self, sample: Sample) -> _Row:
         start = len(self._prefix)

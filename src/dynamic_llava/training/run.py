@@ -1,22 +1,24 @@
-"""The training loop: optimizer, schedule, progress, log, checkpoints that resume exactly."""
+"""One stage of training, from its recipe to the finished model."""
 
 from __future__ import annotations
 
-import json
-import math
-import time
+import shutil
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import nn
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, TrainingArguments
 
+from dynamic_llava.training import stages
+from dynamic_llava.training.feeding import Feed, feed
+from dynamic_llava.training.plan import Plan
 from dynamic_llava.training.recipe import Recipe
-from dynamic_llava.training.stages import STAGES, Metrics, Stage
+from dynamic_llava.training.trainer import COMPLETE, Schedules, SparseTrainer, last_checkpoint
+from dynamic_llava.training.watching import Bar, Log
 
-CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
 MODEL = "model"
 
@@ -26,10 +28,10 @@ def train(recipe_path: Path, resume: bool = False) -> Path:
 
     Parameters
     ----------
-    recipe_path : Path
+    recipe_path
         A YAML recipe; see :class:`Recipe`.
-    resume : bool
-        Continue from the last checkpoint in the output folder, as if the run had never stopped.
+    resume
+        Continue from the last complete checkpoint in the output folder, as if the run had never stopped.
 
     Returns
     -------
@@ -39,124 +41,119 @@ def train(recipe_path: Path, resume: bool = False) -> Path:
     Raises
     ------
     FileNotFoundError
-        If the recipe, the model it starts from, or the checkpoint to resume is missing.
+        If the recipe, the data, the model it starts from, or the checkpoint to resume is missing.
     ValueError
-        If the recipe is wrong, or its output folder already holds a run and ``resume`` is off.
+        If the recipe or the data is wrong, or the output folder already holds a run and ``resume`` is off.
     FloatingPointError
-        If the loss or a gradient stops being finite; the last checkpoint stays good.
+        If a gradient stops being finite; the last checkpoint stays good.
+    OSError
+        If a checkpoint cannot be written; the one before stays good.
     """
     recipe = Recipe.read(recipe_path)
-    checkpoint = recipe.output / CHECKPOINT
-    if resume and not checkpoint.is_file():
-        raise FileNotFoundError(f"{checkpoint}: nothing to resume; run without --resume to start")
-    if not resume and recipe.output.exists() and any(recipe.output.iterdir()):
-        raise ValueError(f"{recipe.output}: holds an earlier run; pass --resume or remove the folder")
-    stage = STAGES[recipe.stage](recipe)
-    optimizers = _optimizers(recipe, stage)
-    recipe.output.mkdir(parents=True, exist_ok=True)
-    first = _restore(checkpoint, stage, optimizers) if resume else 0
-    with _progress() as progress, (recipe.output / LOG).open("a", encoding="utf-8") as log:
-        bar = progress.add_task(recipe.stage, total=recipe.steps, completed=first, shown="")
-        for step in range(first, recipe.steps):
-            started = time.perf_counter()
-            metrics = _step(recipe, stage, optimizers, step)
-            metrics["seconds"] = time.perf_counter() - started
-            log.write(json.dumps({"step": step, **metrics}) + "\n")
-            log.flush()
-            progress.update(bar, advance=1, shown="  ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
-            if (step + 1) % recipe.save_every == 0:
-                _checkpoint(checkpoint, stage, optimizers, step + 1)
-    stage.save(recipe.output / MODEL)
+    checkpoint = _start(recipe, resume)
+    stage = stages.build(recipe)
+    data = feed(recipe, stage.processor)
+    trainer = _trainer(recipe, stage, data)
+    bar = Bar(recipe.stage)
+    trainer.add_callback(bar)
+    try:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    finally:
+        bar.close()
+    stage = _gathered(trainer, recipe, stage)
+    if trainer.is_world_process_zero():
+        stages.finish(stage, recipe, _unseen(recipe, data, stage.model.device), recipe.output / MODEL)
+    trainer.accelerator.wait_for_everyone()
     return recipe.output / MODEL
 
 
-def _step(recipe: Recipe, stage: Stage, optimizers: list[torch.optim.Optimizer], step: int) -> Metrics:
-    torch.manual_seed(recipe.seed * 1_000_003 + step)  # the noise of a step depends on the step alone
-    factor = _schedule(step, recipe.steps, recipe.warmup)
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * factor
-        optimizer.zero_grad()
-    metrics = stage.backward(step)
-    norm = nn.utils.clip_grad_norm_([p for _, p in stage.parameters()], recipe.clip_norm)
-    if not (math.isfinite(metrics["loss"]) and torch.isfinite(norm)):
-        raise FloatingPointError(
-            f"{recipe.output}: loss {metrics['loss']} and gradient norm {norm.item()} at step {step};"
-            " lower the learning rate and --resume from the last checkpoint"
+def dry_run(recipe_path: Path) -> Plan:
+    """Return what :func:`train` would do: parameters, tokens, steps, memory; nothing is written."""
+    recipe = Recipe.read(recipe_path)
+    stage = stages.build(recipe)
+    return Plan.of(recipe, stage.objective, feed(recipe, stage.processor))
+
+
+def _start(recipe: Recipe, resume: bool) -> Path | None:
+    """Return the checkpoint to resume; refuse an output folder in use, and clear away what was cut off."""
+    checkpoint = last_checkpoint(recipe.output)
+    if resume and checkpoint is None:
+        raise FileNotFoundError(
+            f"{recipe.output}: no complete checkpoint to resume; remove the folder and run without --resume"
         )
-    for optimizer in optimizers:
-        optimizer.step()
-    return metrics | {"grad_norm": norm.item()}
+    if not resume and recipe.output.exists() and any(recipe.output.iterdir()):
+        raise ValueError(f"{recipe.output}: holds an earlier run; pass --resume or remove the folder")
+    for folder in recipe.output.glob("checkpoint-*"):
+        if not (folder / COMPLETE).exists():
+            shutil.rmtree(folder, ignore_errors=True)  # another process may have been faster
+    return checkpoint
 
 
-def _schedule(step: int, steps: int, warmup: float) -> float:
-    """Linear warm-up, then cosine to zero."""
-    warm = max(1, round(warmup * steps))
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
-
-
-def _optimizers(recipe: Recipe, stage: Stage) -> list[torch.optim.Optimizer]:
-    matrices: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    predictors: list[nn.Parameter] = []
-    for name, parameter in stage.parameters():
-        if name.startswith("sparsifier."):
-            predictors.append(parameter)
-        elif recipe.optimizer == "muon" and _is_hidden_matrix(name, parameter):
-            matrices.append(parameter)
-        else:
-            others.append(parameter)
-    adam_groups: list[dict[str, Any]] = [
-        {"params": others, "peak_lr": recipe.learning_rate},
-        {"params": predictors, "peak_lr": recipe.predictor_learning_rate},
-    ]
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(adam_groups, betas=(0.9, 0.95), weight_decay=recipe.weight_decay)
-    ]
-    if matrices:
-        group = {"params": matrices, "peak_lr": recipe.matrix_learning_rate}
-        optimizers.append(
-            torch.optim.Muon(
-                [group],
-                weight_decay=recipe.weight_decay,
-                adjust_lr_fn="match_rms_adamw",
-            )
-        )
-    return optimizers
-
-
-def _is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
-    return parameter.ndim == 2 and not any(part in name for part in ("embed", "lm_head", "classes"))
-
-
-def _checkpoint(path: Path, stage: Stage, optimizers: list[torch.optim.Optimizer], step: int) -> None:
-    state = {
-        "step": step,
-        "modules": {name: module.state_dict() for name, module in stage.modules.items()},
-        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-    }
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.replace(path)
-
-
-def _restore(path: Path, stage: Stage, optimizers: list[torch.optim.Optimizer]) -> int:
-    state = torch.load(path, weights_only=True)
-    for name, module in stage.modules.items():
-        module.load_state_dict(state["modules"][name])
-    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(saved)
-    return int(state["step"])
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[shown]}"),
-        console=Console(stderr=True),
+def _trainer(recipe: Recipe, stage: stages.Stage, data: Feed) -> SparseTrainer:
+    evaluation = recipe.evaluation
+    arguments = TrainingArguments(
+        output_dir=str(recipe.output),
+        max_steps=recipe.steps or -1,
+        num_train_epochs=recipe.epochs,
+        per_device_train_batch_size=recipe.batch_size,
+        per_device_eval_batch_size=recipe.batch_size,
+        gradient_accumulation_steps=recipe.accumulate,
+        dataloader_num_workers=recipe.workers,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        bf16=recipe.precision == "bfloat16",
+        use_cpu=not torch.accelerator.is_available(),
+        max_grad_norm=recipe.clip_norm,
+        seed=recipe.seed,
+        logging_steps=recipe.log_every,
+        logging_nan_inf_filter=False,
+        save_steps=recipe.save_every,
+        save_total_limit=recipe.keep_checkpoints,
+        eval_strategy="no" if evaluation is None else "steps",
+        eval_steps=None if evaluation is None else evaluation.every,
+        load_best_model_at_end=evaluation is not None,
+        metric_for_best_model=None if evaluation is None else "eval_loss",
+        greater_is_better=False,
+        prediction_loss_only=True,
+        report_to=list(recipe.report_to) or "none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        # A batch without pictures leaves the image predictor without a gradient.
+        ddp_find_unused_parameters=recipe.stage == "dynamic",
     )
+    if arguments.n_gpu > 1:
+        raise ValueError(
+            "several GPUs and one process: start it with accelerate launch -m dynamic_llava train RECIPE, or "
+            "set CUDA_VISIBLE_DEVICES to one of them"
+        )
+    trainer = SparseTrainer(
+        recipe,
+        data.sampler,
+        model=stage.objective,
+        args=arguments,
+        train_dataset=data.train,
+        eval_dataset=data.evaluation,
+        data_collator=data.collate,
+        callbacks=[Schedules(stage.objective), Log(recipe.output / LOG)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _gathered(trainer: SparseTrainer, recipe: Recipe, stage: stages.Stage) -> stages.Stage:
+    """Return the trained stage in one piece: itself, or a copy of what several processes hold in parts."""
+    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+        return stage
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if trainer.is_world_process_zero():
+        stage = stages.build(recipe)
+        stage.objective.load_state_dict(state)
+    return stage
+
+
+def _unseen(recipe: Recipe, data: Feed, device: torch.device) -> Iterator[Mapping[str, Any]]:
+    """Yield the groups that the output predictor's threshold is set on."""
+    loader = DataLoader(data.unseen, batch_size=recipe.batch_size, collate_fn=data.collate)
+    for batch in islice(loader, recipe.calibration_steps):
+        for group in batch["groups"]:
+            yield {name: value.to(device) for name, value in group.items()}

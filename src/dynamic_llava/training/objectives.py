@@ -1,0 +1,228 @@
+"""What each stage of training minimises: modules whose forward is a whole step's loss.
+
+All that a step computes happens in one forward, so that it may be wrapped by DDP, FSDP or DeepSpeed.
+
+Legend: B rows, N tokens, A labelled tokens, C channels, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from dynamic_llava.policies import TrainRates
+from dynamic_llava.report import Report
+from dynamic_llava.sparsifier import Sparsifier
+from dynamic_llava.training import vision
+from dynamic_llava.training.noise import SampleNoise
+from dynamic_llava.training.packing import IGNORE
+from dynamic_llava.training.recipe import Recipe
+
+Group = Mapping[str, Any]
+MODEL_INPUTS = ("input_ids", "pixel_values", "attention_mask", "position_ids")
+
+
+def counts(groups: Sequence[Group]) -> Tensor:
+    """Return by what the parts of a loss are divided, float32 [3]: label weights, pictures, rows."""
+    weight = sum(_weights(group).sum() for group in groups)
+    pictures = sum(len(group["pixel_values"]) for group in groups if "pixel_values" in group)
+    return torch.tensor([float(weight), pictures, sum(len(group["labels"]) for group in groups)])
+
+
+class Objective(nn.Module, ABC):
+    """A model and how it is trained.
+
+    Parameters
+    ----------
+    model
+        What is trained.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def begin_step(self, step: int, steps: int) -> None:
+        """Follow the schedules of step ``step`` of ``steps``."""
+        return
+
+    @abstractmethod
+    def forward(self, groups: Sequence[Group], totals: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of one batch and sums for the log.
+
+        Parameters
+        ----------
+        groups
+            Rows of similar length each: what the model takes, ``labels`` and what else the stage needs.
+        totals
+            :func:`counts` of all that shares this optimizer step, other processes included.
+        """
+
+
+class VisionObjective(Objective):
+    """The tower names what covers each patch; the rest of the model is left alone."""
+
+    def __init__(self, model: PreTrainedModel, heads: vision.PatchHeads) -> None:
+        super().__init__(model)
+        self.heads = heads
+        model.requires_grad_(False)
+        cast(Any, model).model.vision_tower.requires_grad_(True)
+
+    def forward(self, groups: Sequence[Group], totals: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """See the base class; ``labels`` are those of patches, int64 [B, I, A]."""
+        pixel_values = torch.cat([group["pixel_values"] for group in groups])
+        labels_BIA = torch.cat([group["labels"] for group in groups])
+        logits = self.heads(vision.patch_features(cast(Any, self.model), pixel_values))
+        share = vision.accuracy(logits, labels_BIA)
+        loss = vision.loss(logits, labels_BIA) * len(labels_BIA) / totals[2]
+        return loss, {"accuracy": torch.tensor([share * len(labels_BIA), len(labels_BIA)])}
+
+
+class DenseObjective(Objective):
+    """Visual instruction tuning, nothing sparse."""
+
+    def forward(self, groups: Sequence[Group], totals: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """See the base class."""
+        losses = [_cross_entropy(self.logits(group), group) for group in groups]
+        return torch.stack(losses).sum() / totals[0], {}
+
+    def logits(self, group: Group, **masks: Tensor) -> Tensor:
+        """Return the logits ``[A, V]`` that predict the labelled tokens, and no others: they are large."""
+        model = cast(Any, self.model)
+        inputs = {name: group[name] for name in MODEL_INPUTS if name in group}
+        hidden_BNC = model.model(**inputs, use_cache=False, **masks).last_hidden_state
+        hidden_AC = hidden_BNC[:, :-1][group["labels"][:, 1:] != IGNORE]
+        return cast(Tensor, model.get_output_embeddings()(hidden_AC))
+
+
+class SparseObjective(DenseObjective):
+    """The paper's stage: Gumbel masks, masked softmax, ratio losses (paper eq. 8 to 11).
+
+    Parameters
+    ----------
+    model
+        With its sparsifier attached.
+    recipe
+        Schedules and weights.
+    teacher
+        Dense model whose distribution is learnt from, where ``recipe.distill_weight`` is above 0.
+    """
+
+    def __init__(self, model: PreTrainedModel, recipe: Recipe, teacher: PreTrainedModel | None) -> None:
+        super().__init__(model)
+        self.recipe = recipe
+        self.noise = self.sparsifier.noise = SampleNoise(recipe.seed)
+        # In a list, it is no submodule: neither saved nor sharded nor put into training mode.
+        self._teachers = [] if teacher is None else [DenseObjective(teacher.eval().requires_grad_(False))]
+
+    @property
+    def sparsifier(self) -> Sparsifier:
+        """The model's."""
+        return cast(Sparsifier, self.model.sparsifier)
+
+    def begin_step(self, step: int, steps: int) -> None:
+        """Set the temperature, the rates where they are drawn, and the noise."""
+        recipe = self.recipe
+        self.noise.step = step
+        self.sparsifier.tau = recipe.tau_start * (recipe.tau_end / recipe.tau_start) ** (step / steps)
+        if recipe.image_rates and recipe.text_rates:
+            draw = random.Random(f"rates-{recipe.seed}-{step}").uniform
+            self.sparsifier.train_rates = TrainRates(draw(*recipe.image_rates), draw(*recipe.text_rates))
+
+    def forward(self, groups: Sequence[Group], totals: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """See the base class; in evaluation mode decisions are hard, and there is no penalty."""
+        loss = penalty = totals.new_zeros(())
+        sums: dict[str, list[Tensor]] = {"image_kept": [], "text_kept": []}
+        for group in groups:
+            if self.training:
+                self._begin_noise(group)
+            logits_AV = self.logits(group, answer_mask=group["answer_mask"])
+            loss = loss + self._answer_loss(logits_AV, group) / totals[0]
+            if self.training:
+                penalty = penalty + self._penalty(group, totals)
+            for name, kept in zip(sums, self._kept(group), strict=True):
+                sums[name].append(kept)
+        metrics = {name: torch.stack(parts).sum(0) for name, parts in sums.items()}
+        if not self.training:
+            return loss, metrics
+        weight = 0.0 if self.sparsifier.train_rates is not None else self.sparsifier.config.ratio_weight
+        steps = torch.ones_like(loss)
+        metrics["answer_loss"] = torch.stack([loss.detach(), steps])
+        metrics["ratio_loss"] = torch.stack([penalty.detach(), steps])
+        return loss + weight * penalty, metrics
+
+    def _begin_noise(self, group: Group) -> None:
+        is_image_BN = group["input_ids"] == self.model.config.image_token_id
+        config = self.sparsifier.config
+        spans = int(config.sparsify_text and config.text_policy == "learned")
+        pictures_B = is_image_BN.sum(-1) // self._tokens(group, is_image_BN)
+        rows_K = torch.arange(len(pictures_B)).repeat_interleave(pictures_B.cpu())
+        self.noise.begin(group["sample"].tolist(), rows_K.tolist(), spans)
+
+    def _tokens(self, group: Group, is_image_BN: Tensor) -> int:
+        pictures = len(group["pixel_values"]) if "pixel_values" in group else 0
+        return max(1, int(is_image_BN.sum()) // max(1, pictures))
+
+    def _penalty(self, group: Group, totals: Tensor) -> Tensor:
+        image, text, prompt = self.sparsifier.ratio_loss()
+        pictures = len(group["pixel_values"]) if "pixel_values" in group else 0
+        rows = len(group["labels"])
+        return image * pictures / totals[1].clamp(min=1) + (text + prompt) * rows / totals[2]
+
+    def _answer_loss(self, logits_AV: Tensor, group: Group) -> Tensor:
+        """Cross-entropy, mixed with the divergence from the teacher's distribution."""
+        loss, share = _cross_entropy(logits_AV, group), self.recipe.distill_weight
+        for teacher in self._teachers:
+            with torch.no_grad():
+                target_AV = teacher.logits(group)
+            loss = (1 - share) * loss + share * _divergence(logits_AV, target_AV, group)
+        return loss
+
+    def _kept(self, group: Group) -> tuple[Tensor, Tensor]:
+        """Return kept and all tokens of both kinds, [2] each; short answers are not counted."""
+        report = cast(Report, self.sparsifier.report)
+        answer_BN = group["answer_mask"]
+        if report.answer_span is not None and report.text_mask_BN is not None:
+            counted_BN = answer_BN & report.answer_span.is_long_B[:, None]
+            text = torch.stack([report.text_mask_BN[counted_BN].sum(), counted_BN.sum()])
+            if report.image_mask_BI is None:
+                return text.new_zeros(2), text.detach()
+            mask_KI = report.image_mask_BI
+            return torch.stack([mask_KI.sum(), mask_KI.new_tensor(mask_KI.numel())]).detach(), text.detach()
+        pictures = [flag for row in report.image_flags for flag in row]
+        kept = answer_BN.new_zeros(2, 2, dtype=torch.float32)
+        for row, flags in zip(kept, (pictures, report.text_kept), strict=True):
+            row[0], row[1] = sum(int(flag.sum()) for flag in flags), sum(map(len, flags))
+        return kept[0], kept[1]
+
+
+def _weights(group: Group) -> Tensor:
+    """Return the loss weight of each labelled token after the first column, [A]; of each row in vision."""
+    labels = group["labels"]
+    if labels.ndim != 2:
+        return torch.ones(len(labels))
+    labelled_BN = labels[:, 1:] != IGNORE
+    if "weights" not in group:
+        return labelled_BN.sum()[None].float()
+    return cast(Tensor, group["weights"][:, 1:][labelled_BN])
+
+
+def _cross_entropy(logits_AV: Tensor, group: Group) -> Tensor:
+    """Cross-entropy of the labelled tokens, summed with their weights."""
+    labels_BN = group["labels"][:, 1:]
+    losses_A = F.cross_entropy(logits_AV.float(), labels_BN[labels_BN != IGNORE], reduction="none")
+    return (losses_A * _weights(group)).sum() if "weights" in group else losses_A.sum()
+
+
+def _divergence(logits_AV: Tensor, target_AV: Tensor, group: Group) -> Tensor:
+    """Kullback-Leibler divergence from the teacher's next-token distribution, summed like the loss."""
+    student, teacher = (x_AV.float().log_softmax(-1) for x_AV in (logits_AV, target_AV))
+    losses_A = (teacher.exp() * (teacher - student)).sum(-1)
+    return (losses_A * _weights(group)).sum() if "weights" in group else losses_A.sum()
