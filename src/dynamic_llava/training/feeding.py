@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +11,10 @@ from typing import Any
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import LlavaProcessor
 
+from dynamic_llava.data.conversations import Conversations
+from dynamic_llava.data.training import ConversationDataset, LengthGrouped, collate
 from dynamic_llava.training import generated
+from dynamic_llava.training import recipe as recipes
 from dynamic_llava.training.recipe import Recipe
 
 
@@ -26,7 +31,34 @@ class Feed:
 
 def feed(recipe: Recipe, processor: LlavaProcessor) -> Feed:
     """Return the data that ``recipe`` names."""
-    return _drawn(recipe, processor)
+    return (
+        _drawn(recipe, processor) if recipe.data is None else _conversations(recipe, recipe.data, processor)
+    )
+
+
+def _conversations(recipe: Recipe, data: recipes.Conversations, processor: LlavaProcessor) -> Feed:
+    train = _dataset(data, processor)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    batch = recipe.batch_size * recipe.accumulate * processes
+    sampler = LengthGrouped(train.lengths, batch, recipe.seed)
+    evaluation = None
+    if recipe.evaluation is not None and recipe.evaluation.data is not None:
+        evaluation = _dataset(recipe.evaluation.data, processor)
+    pad = processor.tokenizer.pad_token_id
+    if pad is None:
+        pad = processor.tokenizer.eos_token_id
+    return Feed(train, sampler, evaluation, evaluation or train, functools.partial(collate, pad=pad))
+
+
+def _dataset(data: recipes.Conversations, processor: LlavaProcessor) -> ConversationDataset:
+    return ConversationDataset(
+        Conversations(data.path, data.images),
+        processor,
+        answers=data.answers,
+        max_length=data.max_length,
+        on_error=data.on_error,
+        limit=data.limit,
+    )
 
 
 def _drawn(recipe: Recipe, processor: LlavaProcessor) -> Feed:

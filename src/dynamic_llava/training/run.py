@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -63,6 +64,10 @@ def train(recipe_path: Path, resume: bool = False) -> Path:
     stage = _gathered(trainer, recipe, stage)
     if trainer.is_world_process_zero():
         stages.finish(stage, recipe, _unseen(recipe, data, stage.model.device), recipe.output / MODEL)
+        for reason in trainer.skipped.reasons:
+            print(f"skipped: {reason}", file=sys.stderr)
+        for name, number in trainer.skipped.numbers().items():
+            print(f"{name.replace('_', ' ')}: {number}", file=sys.stderr)
     trainer.accelerator.wait_for_everyone()
     return recipe.output / MODEL
 
@@ -133,7 +138,7 @@ def _trainer(recipe: Recipe, stage: stages.Stage, data: Feed) -> SparseTrainer:
         train_dataset=data.train,
         eval_dataset=data.evaluation,
         data_collator=data.collate,
-        callbacks=[Schedules(stage.objective), Log(recipe.output / LOG)],
+        callbacks=[Schedules(stage.objective, data.sampler), Log(recipe.output / LOG)],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

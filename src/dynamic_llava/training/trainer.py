@@ -16,11 +16,35 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from dynamic_llava.data.training import LengthGrouped
 from dynamic_llava.training import optimizers
 from dynamic_llava.training.objectives import Objective, counts
 from dynamic_llava.training.recipe import Recipe
 
 COMPLETE = "complete"  # written last: a checkpoint without it was cut off
+
+
+class Skipped:
+    """Counts of what the data lost: entries left out, with the first reasons, and entries cut short."""
+
+    SHOWN = 5
+
+    def __init__(self) -> None:
+        self.entries = 0
+        self.truncated = 0
+        self.reasons: list[str] = []
+
+    def add(self, batch: Mapping[str, Any]) -> None:
+        """Count one batch; drawn data loses nothing."""
+        reasons = batch.get("skipped", [])
+        self.entries += len(reasons)
+        self.truncated += batch.get("truncated", 0)
+        self.reasons += reasons[: max(0, self.SHOWN - len(self.reasons))]
+
+    def numbers(self) -> dict[str, int]:
+        """Return the counts that are not 0."""
+        counted = {"skipped_entries": self.entries, "truncated_entries": self.truncated}
+        return {name: number for name, number in counted.items() if number}
 
 
 class SparseTrainer(Trainer):
@@ -39,6 +63,7 @@ class SparseTrainer(Trainer):
         self.recipe = recipe
         self.sampler = sampler
         self.model_accepts_loss_kwargs = True  # the loss is divided by the totals of the whole step
+        self.skipped = Skipped()
         self._sums: dict[str, Tensor] = {}
 
     # One step
@@ -52,6 +77,8 @@ class SparseTrainer(Trainer):
     ) -> Any:
         """Return the loss of one batch, times the processes over which gradients are averaged."""
         loss, sums = model(inputs["groups"], num_items_in_batch)
+        if model.training:
+            self.skipped.add(inputs)
         for name, pair in sums.items():
             before = self._sums.get(name)
             self._sums[name] = pair.detach().float() + (0 if before is None else before)
@@ -111,7 +138,7 @@ class SparseTrainer(Trainer):
                 if number:
                     logs[prefix + name] = total / number
             self._sums = {}
-        super().log(logs, start_time)
+        super().log({**logs, **self.skipped.numbers()}, start_time)
 
     # Checkpoints
 
@@ -168,10 +195,18 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 class Schedules(TrainerCallback):
-    """Lets the objective follow its schedules."""
+    """Lets the objective follow its schedules, and the data its order."""
 
-    def __init__(self, objective: Objective) -> None:
+    def __init__(self, objective: Objective, sampler: Sampler[int]) -> None:
         self.objective = objective
+        self.sampler = sampler
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Choose the order of the epoch."""
+        if isinstance(self.sampler, LengthGrouped):
+            self.sampler.set_epoch(int(state.epoch or 0))
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -1,0 +1,205 @@
+"""Conversations in LLaVA's layout, read one at a time from a JSON list or a JSONL file of any size.
+
+The layout is that of LLaVA's instruction mix, LVIS-Instruct4V and ShareGPT4V: ``{"id", "image",
+"conversations": [{"from": "human", "value": "<image> ..."}, {"from": "gpt", "value": "..."}, ...]}``, without
+``image`` and ``<image>`` for text alone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+PLACEHOLDER = "<image>"
+BLOCK = 2**20  # characters of a JSON list that are looked at together
+GAP = re.compile(r"[\s,]*")
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+
+
+class BadSample(ValueError):
+    """An entry that cannot be trained on; the message names its id or number."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One entry: pictures, and turns that begin with a question.
+
+    Attributes
+    ----------
+    name
+        The entry's id, or its number where it has none.
+    images
+        Paths of its pictures, in the order of their placeholders.
+    turns
+        (question, answer); questions may hold ``<image>``.
+    """
+
+    name: str
+    images: tuple[Path, ...]
+    turns: tuple[tuple[str, str], ...]
+
+
+class Conversations(Sequence[Conversation]):
+    """The entries of a file; only where each of them lies is held in memory.
+
+    Parameters
+    ----------
+    path
+        JSON list or JSONL file.
+    image_folder
+        Folder that the entries' pictures are relative to; that of ``path`` by default.
+
+    Attributes
+    ----------
+    characters
+        Length of each entry's text, for grouping by length; pictures are not counted.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file or folder.
+    ValueError
+        If the file is no JSON list of objects and no JSONL.
+    """
+
+    def __init__(self, path: Path, image_folder: Path | None = None) -> None:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file of conversations")
+        if image_folder is not None and not image_folder.is_dir():
+            raise FileNotFoundError(f"{image_folder}: no such folder of pictures")
+        self.path = path
+        self.image_folder = image_folder or path.parent
+        self._start, self._bytes = array("q"), array("q")
+        self.characters = array("q")
+        for start, size, entry in _entries(path):
+            self._start.append(start)
+            self._bytes.append(size)
+            self.characters.append(_text_length(entry))
+        if not self._start:
+            raise ValueError(f"{path}: no entries; expected a JSON list or lines of conversations")
+        self._file: BinaryIO | None = None
+
+    def __len__(self) -> int:
+        """Return the number of entries."""
+        return len(self._start)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Read one entry, checked; raises :class:`BadSample`."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        if self._file is None:
+            self._file = self.path.open("rb")
+        self._file.seek(self._start[index])
+        return self._checked(json.loads(self._file.read(self._bytes[index])), index)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the open file behind: every process that loads data opens its own."""
+        return {**self.__dict__, "_file": None}
+
+    def _checked(self, entry: Any, index: int) -> Conversation:
+        where = f"{self.path.name}, entry {index}"
+        if not isinstance(entry, dict):
+            raise BadSample(f"{where}: expected an object, found {type(entry).__name__}")
+        name = str(entry.get("id", index))
+        where += f" (id {name})"
+        images = entry.get("image") or []
+        images = [images] if isinstance(images, str) else images
+        turns = _turns(entry.get("conversations"), where)
+        placeholders = sum(question.count(PLACEHOLDER) for question, _ in turns)
+        if placeholders != len(images):
+            raise BadSample(
+                f"{where}: {placeholders} {PLACEHOLDER} for {len(images)} pictures; they must agree"
+            )
+        return Conversation(name, tuple(self.image_folder / image for image in images), turns)
+
+
+def _turns(messages: Any, where: str) -> tuple[tuple[str, str], ...]:
+    if not isinstance(messages, list) or not messages:
+        raise BadSample(f"{where}: no conversations")
+    spoken = []
+    for message in messages:
+        if not isinstance(message, dict) or not isinstance(message.get("value"), str):
+            raise BadSample(f"{where}: every message needs 'from' and 'value'")
+        if message.get("from") not in ROLES:
+            raise BadSample(f"{where}: unknown role {message.get('from')!r}; known are {', '.join(ROLES)}")
+        spoken.append((ROLES[message["from"]], message["value"]))
+    if spoken[0][0] == "assistant":  # ShareGPT's excerpts may begin in the middle
+        spoken = spoken[1:]
+    roles = [role for role, _ in spoken]
+    if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
+        raise BadSample(f"{where}: questions and answers do not take turns")
+    values = [value for _, value in spoken]
+    return tuple(zip(values[::2], values[1::2], strict=True))
+
+
+def _entries(path: Path) -> Iterator[tuple[int, int, Any]]:
+    """Yield where each entry lies, its size in bytes, and the entry."""
+    with path.open("rb") as file:
+        first = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+    if first == b"[":
+        yield from _list_entries(path)
+    elif first == b"{":
+        yield from _line_entries(path)
+    else:
+        raise ValueError(
+            f"{path}: neither a JSON list nor JSON lines; it begins with {first.decode('latin-1')!r}"
+        )
+
+
+def _line_entries(path: Path) -> Iterator[tuple[int, int, Any]]:
+    start = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                try:
+                    yield start, len(line), json.loads(line)
+                except ValueError as error:
+                    raise ValueError(f"{path}, line {number}: not JSON: {error}") from error
+            start += len(line)
+
+
+def _list_entries(path: Path) -> Iterator[tuple[int, int, Any]]:
+    """Decode a list's objects one by one, with no more than a block of text in memory."""
+    decode = json.JSONDecoder().raw_decode
+    with path.open(encoding="utf-8", newline="") as file:
+        position = 0  # of the first character of `text`, in bytes
+        text = file.read(BLOCK)
+        place = text.index("[") + 1
+        while True:
+            place = GAP.match(text, place).end()  # type: ignore[union-attr]
+            try:
+                entry, end = decode(text, place)
+            except ValueError as error:
+                rest, more = text[place:], file.read(BLOCK)
+                if not more and rest[:1] == "]":
+                    return
+                if not more:
+                    at = position + len(text[:place].encode())
+                    raise ValueError(f"{path}: not a JSON list: {error}, after byte {at}") from error
+                position += len(text[:place].encode())
+                text, place = rest + more, 0
+                continue
+            before = len(text[:place].encode()) if not text.isascii() else place
+            size = len(text[place:end].encode())
+            yield position + before, size, entry
+            position, text, place = _shorten(position, text, end, before + size)
+
+
+def _shorten(position: int, text: str, end: int, consumed: int) -> tuple[int, str, int]:
+    """Drop what has been read once it is long: counting bytes from the start of a block takes time."""
+    if end < 2**16:
+        return position, text, end
+    return position + consumed, text[end:], 0
+
+
+def _text_length(entry: Any) -> int:
+    messages = entry.get("conversations") if isinstance(entry, dict) else None
+    if not isinstance(messages, list):
+        return 0
+    return sum(len(str(message.get("value", ""))) for message in messages if isinstance(message, dict))

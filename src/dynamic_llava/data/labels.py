@@ -1,0 +1,131 @@
+"""Token-exact labels: which tokens of a chat are answers.
+
+Legend: N tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+from transformers import ProcessorMixin
+
+from dynamic_llava.data.conversations import PLACEHOLDER, BadSample, Conversation
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A conversation as its chat template writes it, and where its answers lie in that text."""
+
+    text: str
+    answers: tuple[tuple[int, int], ...]
+
+
+def render(processor: ProcessorMixin, conversation: Conversation) -> Chat:
+    """Write a conversation with the checkpoint's chat template; an answer ends with its end mark.
+
+    Templates that close an answer with nothing, such as Vicuna's in transformers, get the tokenizer's end
+    mark there, as in LLaVA's own training: without it a model never learns to stop.
+
+    Raises
+    ------
+    BadSample
+        If the template rewrites earlier turns, so that training would not see what inference does.
+    """
+    messages = _messages(conversation)
+    text, spans = "", []
+    whole = _apply(processor, messages, False)
+    done = 0  # how much of `whole` is in `text`
+    for number in range(1, len(messages), 2):
+        asked = _apply(processor, messages[:number], True)
+        answered = _apply(processor, messages[: number + 1], False)
+        if not (whole.startswith(asked) and whole.startswith(answered.rstrip())):
+            raise BadSample(
+                f"{conversation.name}: the chat template rewrites earlier turns; it cannot be trained on"
+            )
+        text += whole[done : len(asked)]
+        start = len(text)
+        answer = whole[len(asked) : len(answered)].rstrip()
+        done = len(asked) + len(answer)
+        ends = processor.tokenizer.all_special_tokens
+        text += answer if answer.endswith(tuple(ends)) else answer + processor.tokenizer.eos_token
+        spans.append((start, len(text)))
+    return Chat(text + whole[done:].rstrip(), tuple(spans))
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Tokens of a chat: ids, for each the number of the answer it belongs to (-1: none), pixel values."""
+
+    input_ids: list[int]
+    answer_of: list[int]
+    pixel_values: Any
+
+
+def encode(processor: ProcessorMixin, chat: Chat, images: Sequence[Image.Image]) -> Encoded:
+    """Tokenise a chat with its pictures' placeholders expanded by the processor."""
+    begin = processor.tokenizer.bos_token
+    special = begin is None or not chat.text.startswith(begin)
+    given = {"text": [chat.text], "images": list(images) or None, "add_special_tokens": special}
+    outputs = processor(**given)
+    plain = processor.tokenizer(chat.text, return_offsets_mapping=True, add_special_tokens=special)
+    spans = _answers(plain["offset_mapping"], chat.answers)
+    picture = processor.tokenizer.convert_tokens_to_ids(getattr(processor, "image_token", PLACEHOLDER))
+    ids = list(outputs["input_ids"][0])
+    answer_of = _expanded(ids, plain["input_ids"], spans, picture)
+    return Encoded(ids, answer_of, outputs.get("pixel_values"))
+
+
+def _answers(offsets: Sequence[tuple[int, int]], answers: Sequence[tuple[int, int]]) -> list[int]:
+    """Return to which answer each token belongs: that in which its last character lies."""
+    result = []
+    for start, end in offsets:
+        inside = [i for i, (first, last) in enumerate(answers) if start < end and first < end <= last]
+        result.append(inside[0] if inside else -1)
+    return result
+
+
+def _expanded(ids: list[int], plain: Sequence[int], spans: Sequence[int], picture: int) -> list[int]:
+    """Carry over what is known of the unexpanded tokens to those with expanded pictures."""
+    result: list[int] = []
+    for token, span in zip(plain, spans, strict=True):
+        if token != picture:
+            if len(result) >= len(ids) or ids[len(result)] != token:
+                raise BadSample("the processor does more than repeat image tokens; it cannot be trained with")
+            result.append(span)
+            continue
+        before = len(result)
+        while len(result) < len(ids) and ids[len(result)] == picture:
+            result.append(-1)
+        if len(result) == before:
+            raise BadSample("two pictures lie side by side, with no token between them")
+    if len(result) != len(ids):
+        raise BadSample("the processor does more than repeat image tokens; it cannot be trained with")
+    return result
+
+
+def _messages(conversation: Conversation) -> list[dict[str, Any]]:
+    messages = []
+    for question, answer in conversation.turns:
+        first, *rest = question.split(PLACEHOLDER)
+        content = [_text(first)]
+        for text in rest:
+            content += [{"type": "image"}, _text(text)]
+        content = [part for part in content if part.get("text") != ""]
+        messages.append({"role": "user", "content": content})
+        messages.append({"role": "assistant", "content": [_text(answer)]})
+    return messages
+
+
+def _text(text: str) -> dict[str, str]:
+    return {"type": "text", "text": text.strip()}
+
+
+def _apply(processor: ProcessorMixin, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
+    if processor.chat_template is None:
+        raise ValueError("the checkpoint has no chat template; add a chat_template.jinja to its folder")
+    return str(
+        processor.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, tokenize=False)
+    )

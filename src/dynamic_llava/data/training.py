@@ -1,0 +1,192 @@
+"""Conversations as a torch dataset: labels, droppable tokens, batches, and an order by length.
+
+Legend: B rows, N tokens.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+from transformers import ProcessorMixin
+
+from dynamic_llava.data.conversations import BadSample, Conversation, Conversations
+from dynamic_llava.data.labels import encode, render
+
+IGNORE = -100
+CHARACTERS_PER_TOKEN = 4  # for grouping only
+BATCHES_TOGETHER = 50  # whose samples are sorted by length
+
+
+class ConversationDataset(Dataset[dict[str, Any]]):
+    """Conversations, tokenised as they are asked for.
+
+    Parameters
+    ----------
+    conversations
+        What to read.
+    processor
+        Supplies tokenizer, chat template and image processor.
+    answers
+        Whose tokens may be dropped: those of the last answer, as in the paper, or of all.
+    max_length
+        Longer ones lose their end, and are counted.
+    on_error
+        ``"raise"`` stops at a broken entry or picture with its id. ``"skip"`` takes the next good one in its
+        place, so that length and order of the data stay, and reports it in the item's ``skipped``.
+    limit
+        Use only the first entries.
+    """
+
+    def __init__(
+        self,
+        conversations: Conversations,
+        processor: ProcessorMixin,
+        *,
+        answers: Literal["last", "all"] = "last",
+        max_length: int = 2048,
+        on_error: Literal["raise", "skip"] = "raise",
+        limit: int | None = None,
+    ) -> None:
+        self.conversations = conversations
+        self.processor = processor
+        self.answers = answers
+        self.max_length = max_length
+        self.on_error = on_error
+        self._count = min(len(conversations), limit or len(conversations))
+
+    def __len__(self) -> int:
+        """Return the number of entries."""
+        return self._count
+
+    @property
+    def lengths(self) -> list[int]:
+        """About how many tokens each entry has, pictures left out."""
+        return [number // CHARACTERS_PER_TOKEN for number in self.conversations.characters[: self._count]]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return one entry.
+
+        Returns
+        -------
+        dict
+            ``input_ids``, ``labels`` and ``answer_mask`` [N]; ``pixel_values`` [K, 3, H, W] where there are
+            pictures; ``sample``, its number; ``skipped``, reasons; ``truncated``, 1 if it was.
+        """
+        if not 0 <= index < self._count:
+            raise IndexError(index)
+        skipped: list[str] = []
+        for offset in range(self._count):
+            try:
+                item = self._item(self.conversations[(index + offset) % self._count])
+            except BadSample as error:
+                if self.on_error == "raise":
+                    raise
+                skipped.append(str(error))
+            else:
+                return {**item, "sample": index, "skipped": skipped}
+        raise BadSample(f"{self.conversations.path}: not one good entry; the first: {skipped[0]}")
+
+    def _item(self, conversation: Conversation) -> dict[str, Any]:
+        images = [_open(path, conversation.name) for path in conversation.images]
+        encoded = encode(self.processor, render(self.processor, conversation), images)
+        ids = torch.tensor(encoded.input_ids[: self.max_length])
+        answer_of = torch.tensor(encoded.answer_of[: self.max_length])
+        is_answer = answer_of >= 0
+        if not is_answer[1:].any():
+            raise BadSample(f"{conversation.name}: no answer within {self.max_length} tokens")
+        last = len(conversation.turns) - 1
+        item = {
+            "input_ids": ids,
+            "labels": torch.where(is_answer, ids, IGNORE),
+            "answer_mask": is_answer if self.answers == "all" else answer_of == last,
+            "truncated": int(len(encoded.input_ids) > self.max_length),
+        }
+        if images:
+            item["pixel_values"] = torch.stack([torch.as_tensor(x) for x in encoded.pixel_values])
+        return item
+
+
+def collate(items: Sequence[dict[str, Any]], pad: int) -> dict[str, Any]:
+    """Pad items on the right into one group of rows, beside what was skipped and how many were truncated."""
+    length = max(len(item["input_ids"]) for item in items)
+
+    def padded(name: str, fill: int | bool) -> Tensor:
+        rows = [item[name] for item in items]
+        return torch.stack([torch.nn.functional.pad(row, (0, length - len(row)), value=fill) for row in rows])
+
+    group = {
+        "input_ids": padded("input_ids", pad),
+        "labels": padded("labels", IGNORE),
+        "answer_mask": padded("answer_mask", False),
+        "attention_mask": torch.stack(
+            [torch.arange(length) < len(item["input_ids"]) for item in items]
+        ).long(),
+        "sample": torch.tensor([item["sample"] for item in items]),
+    }
+    pictures = [item["pixel_values"] for item in items if "pixel_values" in item]
+    if pictures:
+        group["pixel_values"] = torch.cat(pictures)
+    return {
+        "groups": [group],
+        "skipped": [reason for item in items for reason in item["skipped"]],
+        "truncated": sum(item["truncated"] for item in items),
+    }
+
+
+class LengthGrouped(Sampler[int]):
+    """A random order in which samples of similar length lie together; a function of seed and epoch alone.
+
+    Parameters
+    ----------
+    lengths
+        Of each sample.
+    batch
+        Samples of one optimizer step, over all processes.
+    seed
+        Of the order.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch: int, seed: int) -> None:
+        self.lengths = lengths
+        self.batch = batch
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.lengths)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of an epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield every sample once."""
+        draw = random.Random(f"order-{self.seed}-{self.epoch}")
+        order = list(range(len(self.lengths)))
+        draw.shuffle(order)
+        together = self.batch * BATCHES_TOGETHER
+        batches: list[list[int]] = []
+        for start in range(0, len(order), together):
+            some = sorted(order[start : start + together], key=lambda i: self.lengths[i], reverse=True)
+            batches += [some[i : i + self.batch] for i in range(0, len(some), self.batch)]
+        whole = [batch for batch in batches if len(batch) == self.batch]
+        draw.shuffle(whole)
+        rest = [batch for batch in batches if len(batch) < self.batch]  # at most one, and last
+        return (index for batch in whole + rest for index in batch)
+
+
+def _open(path: Any, name: str) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError:
+        raise BadSample(f"{name}: {path}: no such picture") from None
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        raise BadSample(f"{name}: {path}: broken picture: {error}") from error
