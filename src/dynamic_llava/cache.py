@@ -9,13 +9,14 @@ Legend: B batch, Q new tokens, S slots, H heads, D head size.
 from __future__ import annotations
 
 import math
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
+from dynamic_llava.policies import EvictingPolicy, Held
 from dynamic_llava.report import Report
 from dynamic_llava.stage import Stage, StaticStage, keep_address
 
@@ -81,6 +82,13 @@ class SparseLayer(CacheLayerMixin):
         self.keys = self.values = None
         self.is_initialized = False
 
+    def move(self, from_B1: Tensor, to_B1: Tensor) -> None:
+        """Copy what lies in one slot of each row into another."""
+        rows_B = torch.arange(self.keys.shape[0], device=self.keys.device)
+        start_B, end_B = (slots_B1[:, 0].to(self.keys.device) for slots_B1 in (from_B1, to_B1))
+        for storage_BHSD in (self.keys, self.values):
+            storage_BHSD[rows_B, :, end_B] = storage_BHSD[rows_B, :, start_B]
+
     def select_rows(self, index: Tensor) -> None:
         """Take rows by index, for beam search."""
         if self.is_initialized:
@@ -130,6 +138,7 @@ class SparseCache(Cache):
     ) -> None:
         self.capacity, self.split, self.report = capacity, split, report
         self._stage_type = StaticStage if static else Stage
+        self.mass_BS: Tensor  # attention received in each slot, for policies that evict
         self.answer_start: Tensor  # column of a turn's first output token
         self._begin()
         self.layers: Any  # every one a SparseLayer
@@ -160,6 +169,37 @@ class SparseCache(Cache):
             if self.dense.is_static:
                 keep_address(self.answer_start)
         self.answer_start.copy_(end)
+
+    def evict(self, policy: EvictingPolicy, weights_BS: Tensor, column_B1: Tensor) -> None:
+        """End a decoding step under a policy that may give up an earlier token, whose slot the new one takes.
+
+        Parameters
+        ----------
+        weights_BS
+            Attention that the new token paid to each used slot.
+        column_B1
+            Where the new token stood in what was fed.
+        """
+        sparse = self.sparse
+        slots_B1 = cast(Tensor, sparse.slots_BQ)
+        more = weights_BS.shape[1] - self.mass_BS.shape[1]
+        if self.mass_BS.shape[0] != len(weights_BS):
+            self.mass_BS = torch.zeros_like(weights_BS)
+        elif more > 0:
+            self.mass_BS = torch.nn.functional.pad(self.mass_BS, (0, more))
+        # The slot was another token's before, or never used: what it received does not count.
+        mass_BS = self.mass_BS[:, : weights_BS.shape[1]].scatter(1, slots_B1, 0.0) + weights_BS
+        self.mass_BS[:, : weights_BS.shape[1]] = mass_BS
+        column_BS = sparse.column_BS[:, : sparse.used].scatter(1, slots_B1, column_B1)
+        is_held_BS = sparse.valid_BS[:, : sparse.used].scatter(1, slots_B1, True)
+        ordinal_BS = column_BS - self.answer_start
+        victim_B = policy.evict(Held(ordinal_BS, is_held_BS & (ordinal_BS >= 0), mass_BS))
+        target_B1 = torch.where(victim_B < 0, slots_B1[:, 0], victim_B)[:, None]
+        for layer in self.layers[self.split :]:
+            layer.move(slots_B1, target_B1)
+        self.mass_BS.scatter_(1, target_B1, mass_BS.gather(1, slots_B1))
+        sparse.keep(victim_B < 0, column_B1)
+        sparse.place(target_B1, column_B1, victim_B != slots_B1[:, 0])
 
     def get_seq_length(self, layer_idx: int = 0) -> Any:
         """Return how many tokens were fed, padding included (layer 0 holds them all)."""
@@ -196,9 +236,12 @@ class SparseCache(Cache):
     def _begin(self) -> None:
         self.dense, self.sparse = self._stage_type(self.capacity), self._stage_type(self.capacity)
         self.answer_start = torch.zeros(0, dtype=torch.long)
+        self.mass_BS = torch.zeros(0, 0)
         self.report.stages = (self.dense, self.sparse)
 
     def _select_rows(self, index: Tensor) -> None:
         for part in (self.dense, self.sparse, *self.layers):
             part.select_rows(index)
+        if self.mass_BS.numel():
+            self.mass_BS = self.mass_BS[index.to(self.mass_BS.device)]
         self.report.select_rows(index)

@@ -6,8 +6,8 @@ import itertools
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-TEXT_POLICIES = ("learned", "random", "uniform")
-IMAGE_POLICIES = (*TEXT_POLICIES, "fastv")
+IMAGE_POLICIES = ("learned", "random", "uniform", "fastv")
+TEXT_POLICIES = ("learned", "random", "uniform", "h2o", "streaming")
 
 
 @dataclass
@@ -20,7 +20,9 @@ class SparsityConfig:
         Layer l, the first sparse layer. Layers 0 to l-1 stay dense (l >= 1).
     image_policy, text_policy
         ``"learned"`` (the predictors of Dynamic-LLaVA), ``"random"`` or ``"uniform"`` (evenly spaced); for
-        image tokens also ``"fastv"`` (by the attention that the last prompt token pays them).
+        image tokens also ``"fastv"`` (by the attention that the last prompt token pays them); for output
+        tokens also ``"h2o"`` (the recent and those with the most attention) and ``"streaming"`` (the first
+        and the recent), which give up earlier tokens and need a K/V cache.
     image_keep_rate
         Share of image tokens kept, in (0, 1]: ``int(n * rate)``, at least one, of each picture.
     text_keep_rate

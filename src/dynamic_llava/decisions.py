@@ -86,6 +86,12 @@ class Decisions(nn.Module):
         """Whether image tokens are ranked by the attention that the last dense layer pays them."""
         return self.config.sparsify_image and policies.reads_attention(self.config.image_policy)
 
+    @property
+    def evicting(self) -> policies.EvictingPolicy | None:
+        """The policy of output tokens if it gives up earlier ones, else None."""
+        config = self.config
+        return policies.evicting(config.text_policy, config.text_keep_rate) if config.sparsify_text else None
+
     def keep_text_tokens(self, hidden_BNC: Tensor, ordinal_BN: Tensor) -> Tensor:
         """Return the bool decision ``[B, N]`` on output tokens, given their index within their answer."""
         return self._text_policy().keep(hidden_BNC, ordinal_BN)

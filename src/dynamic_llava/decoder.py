@@ -131,7 +131,9 @@ def _run(
         attention = language_model.config._attn_implementation
         mask = masks.for_attention(tokens.visible, hidden_BNC.shape[1], hidden_BNC, attention)
     rotary = language_model.rotary_emb(hidden_BNC, position_ids=tokens.position_ids)
+    probe = tokens.probe
     for number, layer in enumerate(layers):
+        is_probed = probe is not None and (probe.every_layer or number == len(layers) - 1)
         hidden_BNC = layer(
             hidden_BNC,
             attention_mask=mask,
@@ -140,7 +142,7 @@ def _run(
             past_key_values=cache,
             use_cache=cache is not None,
             key_weights=tokens.key_weights,
-            probe=tokens.probe if number == len(layers) - 1 else None,
+            probe=probe if is_probed else None,
             **kwargs,
         )
     return hidden_BNC

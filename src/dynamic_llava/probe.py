@@ -1,4 +1,4 @@
-"""A look at attention weights that sdpa does not return: those of one query a row, in one layer.
+"""A look at attention weights that sdpa does not return: those of one query a row.
 
 Legend: B batch, Q queries, S keys, H heads, G key/value heads, D head size.
 """
@@ -10,24 +10,28 @@ from torch import Tensor
 
 
 class Probe:
-    """Computes one row of attention weights from the queries and keys of the layer that it is handed to.
+    """Computes one row of attention weights from the queries and keys of each layer that it is handed to.
 
     Parameters
     ----------
     query_B
         Which query of each row, int64.
     visible
-        Bool ``[B or 1, 1, Q, S]``; None stands for plain causal attention.
+        Bool ``[B or 1, 1, Q, S]``; None stands for plain causal attention, or for a decoded token that sees
+        every slot.
+    every_layer
+        Whether it looks at all layers of its stage, and not only at the last.
 
     Attributes
     ----------
     weights_BS
-        Attention to each key, float32, mean over heads; None before the layer ran.
+        Attention to each key, float32, mean over heads, summed over layers; None before a layer ran.
     """
 
-    def __init__(self, query_B: Tensor, visible: Tensor | None) -> None:
+    def __init__(self, query_B: Tensor, visible: Tensor | None, every_layer: bool = False) -> None:
         self.query_B = query_B
         self.visible = visible
+        self.every_layer = every_layer
         self.weights_BS: Tensor | None = None
 
     def look(self, q_BHQD: Tensor, k_BGSD: Tensor, scaling: float) -> None:
@@ -38,8 +42,12 @@ class Probe:
         q_BGRD = q_BHQD[rows_B, :, query_B].unflatten(1, (groups, -1))
         scores_BGRS = (q_BGRD @ k_BGSD.mT).float() * scaling
         if self.visible is None:
-            seen_BS = torch.arange(keys, device=query_B.device) <= query_B[:, None]
+            last_B1 = query_B[:, None] + keys - q_BHQD.shape[2]
+            seen_BS = torch.arange(keys, device=query_B.device) <= last_B1
         else:
             seen_BS = self.visible.expand(batch, -1, -1, -1)[rows_B, 0, query_B]
         scores_BGRS = scores_BGRS.masked_fill(~seen_BS[:, None, None], -torch.inf)
-        self.weights_BS = scores_BGRS.softmax(-1).mean((1, 2))
+        weights_BS = scores_BGRS.softmax(-1).mean((1, 2))
+        self.weights_BS = (
+            weights_BS if self.weights_BS is None else self.weights_BS + weights_BS.to(query_B.device)
+        )

@@ -140,6 +140,11 @@ class Stage:
         self.length_B += keep_B
         self._even = False
 
+    def place(self, slots_B1: Tensor, column_B1: Tensor, is_held_B: Tensor) -> None:
+        """Note that the newest token lies at ``slots_B1``, where another one was, if it is held at all."""
+        self.column_BS.scatter_(1, slots_B1, column_B1)
+        self.valid_BS.scatter_(1, slots_B1, is_held_B[:, None])
+
     def select_rows(self, index: Tensor) -> None:
         """Take rows by index, for beam search."""
         with torch.inference_mode(False):  # as in `_begin`

@@ -48,7 +48,7 @@ class Contender:
     @property
     def can_compile(self) -> bool:
         """Whether its decoding step has a fixed shape."""
-        return self.sparsifier is not None or self.name == "static"
+        return self.sparsifier.evicting is None if self.sparsifier else self.name == "static"
 
     def calibrate(self, work: Workload) -> None:
         """Make a learned decision on output tokens keep the share of ``work`` that it is asked for."""

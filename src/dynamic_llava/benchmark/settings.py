@@ -14,7 +14,7 @@ from dynamic_llava.presets import PRESETS
 PHASES = ("prefill", "decode", "no-cache", "overhead", "generate")
 BASELINES = ("dense", "static", "preallocated")
 PREALLOCATING = {"static", "preallocated"}  # their caches are all that sets them apart
-CONTENDERS = (*BASELINES, *IMAGE_POLICIES)
+CONTENDERS = (*BASELINES, *dict.fromkeys((*IMAGE_POLICIES, *TEXT_POLICIES)))
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

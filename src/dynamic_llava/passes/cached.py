@@ -14,6 +14,8 @@ from dynamic_llava import masks
 from dynamic_llava.cache import SparseCache
 from dynamic_llava.passes.base import Inputs, Pass, Tokens, keep_only
 from dynamic_llava.placeholders import but_last
+from dynamic_llava.policies import EvictingPolicy
+from dynamic_llava.probe import Probe
 from dynamic_llava.report import Step
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ class CachedPass(Pass):
         self.keep_B: Tensor | None = None
         self.valid_BL: Tensor | None = None
         self.stays_BL: Tensor | None = None
+        self.evicting: EvictingPolicy | None = None
+        self.mass: Probe | None = None
 
     def open(self, hidden_BNC: Tensor) -> Tensor | None:
         """Open the dense stage of the cache."""
@@ -71,11 +75,16 @@ class CachedPass(Pass):
             selected = self._prune(tokens)
         batch, length, _ = selected.hidden_BNC.shape
         selected.visible = self.cache.sparse.open(batch, length, self.valid_BL, selected.hidden_BNC.device)
+        if self.evicting is not None:
+            selected.probe = self.mass = self._mass(selected)
         return selected
 
     def close(self) -> SparseCache:
         """Grow the sparse stage by what stays."""
-        if self.keep_B is None:
+        if self.evicting is not None and self.mass is not None:
+            weights_BS = cast(Tensor, self.mass.weights_BS)
+            self.cache.evict(self.evicting, weights_BS, self.column_BN)
+        elif self.keep_B is None:
             self.cache.sparse.extend(self.stays_BL, self.column_BN)
         else:
             self.cache.sparse.keep(self.keep_B, self.column_BN)
@@ -95,9 +104,20 @@ class CachedPass(Pass):
 
     def _decide(self, hidden_B1C: Tensor) -> None:
         """Decide whether the K/V of a decoded token stays; in its own step it always takes part."""
-        if self.sparsifier.config.sparsify_text:
+        self.evicting = self.sparsifier.evicting
+        if self.evicting is not None and self.cache.sparse.is_static:
+            raise ValueError(
+                f"text_policy {self.evicting.name!r} gives up earlier tokens, which a static cache cannot: "
+                "leave out cache_implementation='static'"
+            )
+        if self.sparsifier.config.sparsify_text and self.evicting is None:
             ordinal_B1 = self.column_BN - self.cache.answer_start
             self.keep_B = self.sparsifier.keep_text_tokens(hidden_B1C, ordinal_B1)[:, 0]
+
+    def _mass(self, tokens: Tokens) -> Probe:
+        """Return what measures the attention that a decoded token pays in all sparse layers."""
+        batch, device = tokens.hidden_BNC.shape[0], tokens.hidden_BNC.device
+        return Probe(torch.zeros(batch, dtype=torch.long, device=device), tokens.visible, every_layer=True)
 
     def _prune(self, tokens: Tokens) -> Tokens:
         """Drop tokens of a prompt; what remains is aligned to the right.

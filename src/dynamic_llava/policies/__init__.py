@@ -8,18 +8,38 @@ from torch import Tensor
 
 from dynamic_llava.config import SparsityConfig
 from dynamic_llava.policies.base import Policy
+from dynamic_llava.policies.evicting import EvictingPolicy, H2OPolicy, Held, StreamingPolicy
 from dynamic_llava.policies.fastv import FastVPolicy
 from dynamic_llava.policies.learned import LearnedPolicy, TrainRates
 from dynamic_llava.policies.random import RandomPolicy
 from dynamic_llava.policies.uniform import UniformPolicy
 from dynamic_llava.predictors import ImagePredictor, TextPredictor
 
-__all__ = ["FastVPolicy", "LearnedPolicy", "Policy", "RandomPolicy", "TrainRates", "UniformPolicy", "build"]
+__all__ = [
+    "EvictingPolicy",
+    "FastVPolicy",
+    "H2OPolicy",
+    "Held",
+    "LearnedPolicy",
+    "Policy",
+    "RandomPolicy",
+    "StreamingPolicy",
+    "TrainRates",
+    "UniformPolicy",
+    "build",
+]
+
+EVICTING: dict[str, type[EvictingPolicy]] = {policy.name: policy for policy in (H2OPolicy, StreamingPolicy)}
 
 
 def reads_attention(name: str) -> bool:
     """Return whether the policy called ``name`` ranks image tokens by attention weights."""
     return name == "fastv"
+
+
+def evicting(name: str, rate: float) -> EvictingPolicy | None:
+    """Return the policy called ``name`` if it gives up earlier output tokens, holding a share ``rate``."""
+    return EVICTING[name](rate) if name in EVICTING else None
 
 
 def build(
@@ -43,6 +63,8 @@ def build(
             return RandomPolicy(config.text_keep_rate, config.seed)
         case "uniform":
             return UniformPolicy(config.image_keep_rate, config.text_keep_rate)
+        case "h2o" | "streaming":
+            return EVICTING[name](config.text_keep_rate)
         case "fastv" if attention_KI is not None:
             return FastVPolicy(attention_KI)
     raise ValueError(f"unknown policy {name!r}")
