@@ -11,7 +11,7 @@ from tests.surface.conftest import Command
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from dynamic_llava import chat
-from dynamic_llava.evaluation import accuracy, default_output, descriptions, evaluate, results, tasks
+from dynamic_llava.evaluation import accuracy, default_output, descriptions, evaluate, results, scoring, tasks
 from dynamic_llava.evaluation.batches import Kept, answer
 
 PROVENANCE = {
@@ -59,7 +59,7 @@ def test_teacher_forced_loss_equals_token_by_token(
     if dense:
         model.sparsifier.detach()
     kept = Kept()
-    loss_B, length_B = descriptions.score(model, processor, asked, kept)
+    loss_B, length_B = scoring.score(model, processor, asked, kept)
     for question, loss, length in zip(asked, loss_B.tolist(), length_B.tolist(), strict=True):
         expected_loss, expected_length = stepwise_loss(model, processor, question)
         assert length == expected_length
@@ -73,9 +73,24 @@ def test_teacher_forced_loss_equals_token_by_token(
         assert 0.05 < kept.shares()["output_tokens_kept"] < 0.95
 
 
+@pytest.mark.parametrize("policy", ["uniform", "streaming", "h2o"])
+def test_fixed_policies_score_as_they_decode(
+    policy: str, model: LlavaForConditionalGeneration, processor: LlavaProcessor
+) -> None:
+    asked = sorted(tasks.scene_descriptions(3), key=lambda question: len(question.answer))
+    kept = Kept()
+    with descriptions.configured(model, {"text_policy": policy, "text_keep_rate": 0.4}):
+        loss_B, length_B = scoring.score(model, processor, asked, kept)
+        expected = [stepwise_loss(model, processor, question)[0] for question in asked]
+    assert loss_B.tolist() == pytest.approx(expected, rel=1e-4)
+    assert kept.output == int(length_B.sum()) - 3
+    assert kept.shares()["output_tokens_kept"] == pytest.approx(0.4, abs=0.02)
+    assert kept.image == 3 * 144
+
+
 def test_perplexities(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
     asked = tasks.scene_descriptions(3)
-    loss_B, length_B = descriptions.score(model, processor, asked, Kept())
+    loss_B, length_B = scoring.score(model, processor, asked, Kept())
     row = descriptions.measure_setting(model, processor, asked[:], 2, descriptions.Setting("image+text"))
     assert row["perplexity"] == pytest.approx((loss_B / length_B).exp().mean().item(), rel=1e-4)
     assert row["perplexity_of_all_tokens"] == pytest.approx(

@@ -17,7 +17,7 @@ from dynamic_llava.benchmark.building import (
     skeleton,
 )
 from dynamic_llava.benchmark.contenders import Contender, attached, stock
-from dynamic_llava.benchmark.settings import BASELINES, PREALLOCATING, Settings
+from dynamic_llava.benchmark.settings import BASELINES, LEFT_OUT, Settings
 from dynamic_llava.benchmark.timing import Tick
 from dynamic_llava.benchmark.workload import Workload, draw
 from dynamic_llava.evaluation.results import environment
@@ -104,7 +104,7 @@ class _Bench:
                 "prefill": self._prefill(f"{phase}, prefill", overhead, batch),
                 "decode": self._decode(f"{phase}, decode", overhead, batch, output),
             }
-        contenders = [contender for contender in contenders if contender.name not in PREALLOCATING]
+        contenders = [contender for contender in contenders if contender.name not in LEFT_OUT[phase]]
         work, repeats = self._work(contenders, batch, output), self.settings.repeats
         tick = self.progress(f"{phase}, batch {batch}", repeats * len(contenders))
         if phase == "generate":

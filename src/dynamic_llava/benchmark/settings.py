@@ -9,11 +9,13 @@ from typing import Any
 import torch
 
 from dynamic_llava.config import IMAGE_POLICIES, TEXT_POLICIES, SparsityConfig
+from dynamic_llava.policies import EVICTING
 from dynamic_llava.presets import PRESETS
 
 PHASES = ("prefill", "decode", "no-cache", "overhead", "generate")
 BASELINES = ("dense", "static", "preallocated")
 PREALLOCATING = {"static", "preallocated"}  # their caches are all that sets them apart
+LEFT_OUT = {"generate": PREALLOCATING, "no-cache": PREALLOCATING | set(EVICTING)}
 CONTENDERS = (*BASELINES, *dict.fromkeys((*IMAGE_POLICIES, *TEXT_POLICIES)))
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -79,11 +81,11 @@ class Settings:
                 raise ValueError(f"{option} has {unknown[0]!r}: choose from {', '.join(known)}")
             if not given:
                 raise ValueError(f"{option} is empty: choose from {', '.join(known)}")
-        cacheless = [phase for phase in self.phases if phase in ("no-cache", "generate")]
-        if cacheless and not set(self.contenders) - PREALLOCATING:
-            raise ValueError(
-                f"--phase {cacheless[0]} uses no preallocated cache: add dense or a policy to --policies"
-            )
+        for phase in self.phases:
+            if not set(self.contenders) - LEFT_OUT.get(phase, set()):
+                raise ValueError(
+                    f"--phase {phase} uses no preallocated cache: add dense or a policy to --policies"
+                )
         if self.dtype is not None and self.dtype not in DTYPES:
             raise ValueError(f"--dtype is {self.dtype!r}: choose one of {', '.join(DTYPES)}")
         if self.layers is not None and self.model not in PRESETS:

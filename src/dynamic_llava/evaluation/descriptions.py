@@ -1,6 +1,6 @@
 """Quality of long descriptions when output tokens leave the K/V cache: perplexity and exactness.
 
-Shape suffixes: B batch, N tokens, A tokens of the longest answer, V vocabulary.
+Shape suffixes: B batch.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from statistics import fmean
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
-from dynamic_llava.chat import chat_answer, dense
-from dynamic_llava.evaluation.batches import Kept, answer, batches, encode_questions
+from dynamic_llava.chat import dense
+from dynamic_llava.evaluation.batches import Kept, answer, batches
 from dynamic_llava.evaluation.results import accuracy
+from dynamic_llava.evaluation.scoring import score
 from dynamic_llava.evaluation.tasks import Question
 from dynamic_llava.sparsifier import Sparsifier
 
@@ -34,7 +34,7 @@ class Setting:
 
     def applied(self, model: PreTrainedModel) -> AbstractContextManager[None]:
         """Return a context in which the model works under this setting."""
-        return dense(model) if self.changes is None else _configured(model, self.changes)
+        return dense(model) if self.changes is None else configured(model, self.changes)
 
 
 def measure(
@@ -114,45 +114,9 @@ def measure_setting(
     }
 
 
-def score(
-    model: PreTrainedModel, processor: ProcessorMixin, asked: Sequence[Question], kept: Kept
-) -> tuple[Tensor, Tensor]:
-    """Score one batch of reference answers in a single pass with masks, as if decoded token by token.
-
-    Returns
-    -------
-    (Tensor, Tensor)
-        Summed negative log-likelihood, float64 [B], and the number of answer tokens with end mark, int64 [B].
-    """
-    inputs = encode_questions(processor, asked)
-    continuations = [chat_answer(processor, question.text, 1, question.answer) for question in asked]
-    answers = processor.tokenizer(
-        continuations, add_special_tokens=False, padding=True, padding_side="right", return_tensors="pt"
-    )
-    answer_BA, spoken_BA = answers["input_ids"], answers["attention_mask"].bool()
-    length_B = spoken_BA.sum(dim=1)
-    # The last token of an answer is never fed back, so nothing decides on it.
-    fed_BA = torch.arange(spoken_BA.shape[1]) < length_B[:, None] - 1
-    prompt = inputs["attention_mask"]
-    attention_mask_BN = torch.cat([prompt, answers["attention_mask"]], dim=1)
-    inputs["input_ids"] = torch.cat([inputs["input_ids"], answer_BA], dim=1)
-    inputs["attention_mask"] = attention_mask_BN
-    inputs["position_ids"] = (attention_mask_BN.cumsum(dim=1) - 1).clamp(min=0)
-    answer_mask_BN = torch.cat([torch.zeros_like(prompt, dtype=torch.bool), fed_BA], dim=1)
-    is_sparse = getattr(model, "sparsifier", None) is not None
-    masks = {"answer_mask": answer_mask_BN.to(model.device)} if is_sparse else {}
-    with torch.inference_mode():
-        logits_BNV = model(**inputs.to(model.device), **masks, use_cache=False).logits
-    kept.add(model, inputs, (length_B - 1).tolist())
-    predicted_BAV = logits_BNV[:, prompt.shape[1] - 1 : -1].float()
-    loss_BA = F.cross_entropy(
-        predicted_BAV.transpose(1, 2), answer_BA.to(model.device), reduction="none"
-    ).double()
-    return (loss_BA.cpu() * spoken_BA).sum(dim=1), length_B
-
-
 @contextmanager
-def _configured(model: PreTrainedModel, changes: dict[str, Any]) -> Iterator[None]:
+def configured(model: PreTrainedModel, changes: dict[str, Any]) -> Iterator[None]:
+    """Change settings of the attached sparsifier for the length of a block."""
     sparsifier = cast(Sparsifier, model.sparsifier)
     before = sparsifier.config
     sparsifier.config = replace(before, **changes)
