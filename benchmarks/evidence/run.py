@@ -1,0 +1,174 @@
+"""Trains the variants, measures every method at every budget, and writes docs/results.md's numbers.
+
+    python -m benchmarks.evidence.run            everything that is not there yet; hours on two cores
+    python -m benchmarks.evidence.run --only policies
+
+What is done is kept in runs/results: a second call goes on where the first was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import dynamic_llava
+from benchmarks.evidence import methods, tables, variants
+from benchmarks.evidence.methods import METHODS, Budget, Method
+from dynamic_llava.evaluation import tasks
+from dynamic_llava.evaluation.results import environment
+from dynamic_llava.files import write_json
+
+WORK = Path("runs") / "results"
+RESULT = Path("benchmarks") / "results" / "evidence.json"
+SEEDS = (0, 1, 2)
+SCENES, QUESTIONS = 60, 300  # of each seed: its own held-out scenes
+IMAGE_RATES, TEXT_RATES = (0.05, 0.1, 0.2, 0.5), (0.2, 0.5, 0.8)
+DIAL_RATES = (0.1, 0.2, 0.5)
+TRAINED = Budget(0.2, 0.5)
+
+
+class Measuring:
+    """Cells of the tables, each measured once and kept in a file.
+
+    Parameters
+    ----------
+    source
+        The model: ``nano`` or the name of a variant.
+    """
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self._loaded: Any = None
+
+    def cell(self, kind: str, method_name: str, method: Method, budget: Budget, seed: int) -> dict[str, Any]:
+        """Return one measurement: ``kind`` is accuracy, perplexity or exactness."""
+        name = f"{self.source} {kind} {method_name} {budget.image:g} {budget.text:g} {seed}".replace(" ", "_")
+        path = WORK / "cells" / f"{name}.json"
+        if not path.exists():
+            write_json(path, self._measure(kind, method, budget, seed))
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def dense(self, kind: str, seed: int) -> dict[str, Any]:
+        """Return a measurement with nothing dropped."""
+        return self.cell(kind, "dense", METHODS["uniform"], Budget(), seed)
+
+    def _measure(self, kind: str, method: Method, budget: Budget, seed: int) -> dict[str, Any]:
+        if self._loaded is None:
+            source = self.source if self.source == "nano" else WORK / self.source / "model"
+            self._loaded = dynamic_llava.load(source, dtype=torch.float32)
+        model, processor = self._loaded
+        print(f"{self.source}: {kind}, {method.image}/{method.text}, {budget}, seed {seed}", file=sys.stderr)
+        measure: Callable[..., dict[str, Any]] = getattr(methods, kind)
+        with methods.working(model, processor, method, budget, seed) as adapted:
+            return measure(model, adapted, questions(kind, seed))
+
+
+def questions(kind: str, seed: int) -> list[tasks.Question]:
+    """Return what a seed asks: every seed has held-out scenes of its own."""
+    first = seed * SCENES
+    if kind != "accuracy":
+        return tasks.scene_descriptions(first + SCENES)[first:]
+    asked = tasks.scene_questions(first + SCENES)[len(tasks.scene_questions(first)) :]
+    return asked[:QUESTIONS]
+
+
+def policies() -> dict[str, Any]:
+    """Compare the methods on the bundled model, at every budget."""
+    nano = Measuring("nano")
+    kinds = ("accuracy", "perplexity")
+    rows: list[dict[str, Any]] = []
+    for seed in SEEDS:
+        rows += [_row("dense", kind, Budget(), seed, nano.dense(kind, seed)) for kind in kinds]
+        for name, method in METHODS.items():
+            for image in IMAGE_RATES:
+                budget = Budget(image=image)
+                cell = nano.cell("accuracy", name, method, budget, seed)
+                rows.append(_row(name, "accuracy", budget, seed, cell))
+                for text in TEXT_RATES:
+                    budget = Budget(image, text)
+                    cell = nano.cell("perplexity", name, method, budget, seed)
+                    rows.append(_row(name, "perplexity", budget, seed, cell))
+        for text in TEXT_RATES:  # the choice of output tokens alone
+            for policy in ("learned", "random", "uniform", "h2o", "streaming"):
+                budget, method = Budget(0.2, text), Method("learned", policy)
+                cell = nano.cell("perplexity", f"learned image, {policy}", method, budget, seed)
+                rows.append(_row(f"learned image, {policy}", "perplexity", budget, seed, cell))
+    return {"rows": rows}
+
+
+def ablations(names: list[str]) -> dict[str, Any]:
+    """Compare the variants of training at the rates that they were trained for, and the dials at others."""
+    learned = METHODS["learned"]
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        variant = Measuring(name)
+        trained = variants.recipe(name, Path())["sparsity"]
+        budgets = {Budget(trained["image_keep_rate"], 0.5)}
+        budgets |= {Budget(rate, 0.5) for rate in DIAL_RATES if name.startswith(("dial", "base"))}
+        for seed in SEEDS:
+            for budget in sorted(budgets, key=lambda budget: budget.image):
+                for kind in ("accuracy", "perplexity", "exactness"):
+                    cell = variant.cell(kind, "learned", learned, budget, seed)
+                    rows.append(_row(name, kind, budget, seed, cell))
+            rows += [
+                _row(f"{name}, dense", kind, Budget(), seed, variant.dense(kind, seed))
+                for kind in ("accuracy", "perplexity", "exactness")
+            ]
+    return {"rows": rows, "seconds_per_step": {name: _seconds(name) for name in names}}
+
+
+def train(names: list[str]) -> Iterator[str]:
+    """Train what is not trained yet; yield the names of all that is."""
+    for name in names:
+        folder = WORK / name
+        if not (folder / "model").exists():
+            recipe = variants.write_recipe(name, folder)
+            resume = ["--resume"] if any(folder.glob("checkpoint-*/complete")) else []
+            command = [sys.executable, "-m", "dynamic_llava", "train", str(recipe), *resume]
+            subprocess.run(command, check=True)
+        yield name
+
+
+def _row(method: str, kind: str, budget: Budget, seed: int, cell: dict[str, Any]) -> dict[str, Any]:
+    value = cell["perplexity"] if kind == "perplexity" else round(100 * cell["right"] / cell["total"], 4)
+    return {
+        "method": method, "kind": kind, "image_keep_rate": budget.image, "text_keep_rate": budget.text,
+        "seed": seed, "value": value, "total": cell["total"],
+        "image_tokens_kept": cell["image_tokens_kept"], "output_tokens_kept": cell["output_tokens_kept"],
+    }  # fmt: skip
+
+
+def _seconds(name: str) -> float:
+    """Return the median time of a training step."""
+    lines = (WORK / name / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    times = sorted(json.loads(line)["seconds"] for line in lines)
+    return round(times[len(times) // 2], 3)
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--only", choices=("policies", "ablations"), help="one part; the other stays as it is")
+    parser.add_argument("--variants", nargs="*", default=list(variants.VARIANTS), help="default: all")
+    options = parser.parse_args()
+    result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
+    if options.only != "ablations":
+        result["policies"] = policies()
+    if options.only != "policies":
+        result["ablations"] = ablations(list(train(options.variants)))
+    result |= {"command": "make results", "seeds": list(SEEDS), **environment(torch.device("cpu"))}
+    write_json(RESULT, result)
+    tables.write(result)
+
+
+if __name__ == "__main__":
+    os.chdir(Path(__file__).parents[2])
+    main()
