@@ -1,4 +1,4 @@
-"""Quality of long descriptions when output tokens leave the K/V cache: perplexity and exactness.
+"""Quality and cost of long descriptions when output tokens leave the K/V cache.
 
 Shape suffixes: B batch, N tokens, A tokens of the longest answer, V vocabulary.
 """
@@ -14,10 +14,12 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from dynamic_llava.chat import chat_answer, dense
 from dynamic_llava.evaluation.batches import Kept, answer, batches, encode_questions
+from dynamic_llava.evaluation.costs import costs
+from dynamic_llava.evaluation.meteor import Meteor
 from dynamic_llava.evaluation.results import accuracy
 from dynamic_llava.evaluation.tasks import Question
 from dynamic_llava.sparsifier import Sparsifier
@@ -54,7 +56,7 @@ def measure(
     dict
         For each setting what `measure_setting` returns; ``random`` has the mean over seeds and each.
     """
-    questions = sorted(questions, key=lambda question: len(question.answer))  # less padding, less waiting
+    questions = by_length(questions)
     numbers = {"dense": measure_setting(model, processor, questions, batch_size, Setting("dense", None))}
     if getattr(model, "sparsifier", None) is None:
         return numbers
@@ -76,12 +78,18 @@ def measure(
     return numbers
 
 
+def by_length(questions: Sequence[Question]) -> list[Question]:
+    """Sort by the references' lengths: less padding, less waiting."""
+    return sorted(questions, key=lambda question: len(question.answer))
+
+
 def measure_setting(
     model: PreTrainedModel,
     processor: ProcessorMixin,
     questions: Sequence[Question],
     batch_size: int,
     setting: Setting,
+    max_new_tokens: int | None = None,
 ) -> dict[str, Any]:
     """Measure one setting.
 
@@ -90,8 +98,13 @@ def measure_setting(
     dict
         ``perplexity`` (mean over descriptions, as the paper counts) and ``perplexity_of_all_tokens``, both
         teacher-forced on the references; ``accuracy`` with counts and interval: greedy descriptions equal to
-        their reference; kept shares while generating, and while scoring under ``teacher_forced``.
+        their reference; kept shares while generating, and while scoring under ``teacher_forced``; ``meteor``
+        (mean over descriptions, and how words were matched); `costs` of the generated answers, and of the
+        references under ``teacher_forced_costs``, where dense and sparse decode the same tokens;
+        ``mean_answer_tokens`` without end marks, and how many of the answers were cut at ``max_new_tokens``.
     """
+    meteor = Meteor()
+    meteors: list[float] = []
     losses: list[Tensor] = []
     lengths: list[Tensor] = []
     right = 0
@@ -101,8 +114,10 @@ def measure_setting(
             loss_B, length_B = score(model, processor, asked, scored)
             losses.append(loss_B)
             lengths.append(length_B)
-            texts = answer(model, processor, asked, generated)
+            texts = answer(model, processor, asked, generated, max_new_tokens)
+            meteors += [meteor(text, question.answer) for text, question in zip(texts, asked, strict=True)]
             right += sum(text == question.answer.strip() for text, question in zip(texts, asked, strict=True))
+        generated_costs, scored_costs = costs(model, generated.rows), costs(model, scored.rows)
     loss, length = torch.cat(losses), torch.cat(lengths)
     return {
         "perplexity": round((loss / length).exp().mean().item(), 5),
@@ -111,6 +126,12 @@ def measure_setting(
         **generated.shares(),
         "teacher_forced": scored.shares(),
         "reference_tokens": int(length.sum()),
+        "meteor": round(fmean(meteors), 5),
+        "meteor_matching": meteor.matching,
+        "mean_answer_tokens": round((generated.output + generated.cut) / len(questions), 3),
+        "cut_answers": generated.cut,
+        **generated_costs,
+        "teacher_forced_costs": scored_costs,
     }
 
 
@@ -125,7 +146,9 @@ def score(
         Summed negative log-likelihood, float64 [B], and the number of answer tokens with end mark, int64 [B].
     """
     inputs = encode_questions(processor, asked)
-    continuations = [chat_answer(processor, question.text, 1, question.answer) for question in asked]
+    continuations = [
+        chat_answer(processor, question.text, 1, question.answer, question.earlier) for question in asked
+    ]
     answers = processor.tokenizer(
         continuations, add_special_tokens=False, padding=True, padding_side="right", return_tensors="pt"
     )
@@ -135,16 +158,23 @@ def score(
     fed_BA = torch.arange(spoken_BA.shape[1]) < length_B[:, None] - 1
     prompt = inputs["attention_mask"]
     attention_mask_BN = torch.cat([prompt, answers["attention_mask"]], dim=1)
-    inputs["input_ids"] = torch.cat([inputs["input_ids"], answer_BA], dim=1)
-    inputs["attention_mask"] = attention_mask_BN
-    inputs["position_ids"] = (attention_mask_BN.cumsum(dim=1) - 1).clamp(min=0)
+    complete = BatchFeature(
+        {
+            **inputs,
+            "input_ids": torch.cat([inputs["input_ids"], answer_BA], dim=1),
+            "attention_mask": attention_mask_BN,
+            "position_ids": (attention_mask_BN.cumsum(dim=1) - 1).clamp(min=0),
+        }
+    ).to(model.device)
     answer_mask_BN = torch.cat([torch.zeros_like(prompt, dtype=torch.bool), fed_BA], dim=1)
     is_sparse = getattr(model, "sparsifier", None) is not None
     masks = {"answer_mask": answer_mask_BN.to(model.device)} if is_sparse else {}
     with torch.inference_mode():
-        logits_BNV = model(**inputs.to(model.device), **masks, use_cache=False).logits
+        # Logits of the answer alone: those of the image tokens would take more memory than all else.
+        kept_logits = answer_BA.shape[1] + 1
+        logits_BNV = model(**complete, **masks, use_cache=False, logits_to_keep=kept_logits).logits
     kept.add(model, inputs, (length_B - 1).tolist())
-    predicted_BAV = logits_BNV[:, prompt.shape[1] - 1 : -1].float()
+    predicted_BAV = logits_BNV[:, :-1].float()
     loss_BA = F.cross_entropy(
         predicted_BAV.transpose(1, 2), answer_BA.to(model.device), reduction="none"
     ).double()
