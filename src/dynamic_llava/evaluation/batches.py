@@ -90,7 +90,7 @@ def answer(
     kept: Kept,
     max_new_tokens: int | None = None,
 ) -> list[str]:
-    """Answer one batch greedily, at most as long as its longest reference unless told; count into ``kept``."""
+    """Answer one batch greedily, by default as long as its longest reference; count into ``kept``."""
     inputs = encode_questions(processor, asked).to(model.device)
     if max_new_tokens is None:
         references = processor.tokenizer([question.answer for question in asked], add_special_tokens=False)
