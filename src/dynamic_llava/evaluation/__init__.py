@@ -94,7 +94,10 @@ def _asked(
 
 
 def default_output(task: str, model: str, dense: bool, limit: int | None) -> Path | None:
-    """Return where a full result belongs, or None: limited runs and other folders keep nothing unasked."""
-    if limit is not None or not RESULTS.is_dir():
+    """Return where a full result belongs, or None.
+
+    Limited runs, other folders and a user's own data (``generation``) keep nothing unasked.
+    """
+    if limit is not None or task == "generation" or not RESULTS.is_dir():
         return None
     return RESULTS / f"{task}-{Path(model).name}-{'dense' if dense else 'sparse'}.json"
