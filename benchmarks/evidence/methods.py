@@ -100,9 +100,7 @@ def exactness(
     kept, right = Kept(), 0
     for asked in batches(sorted(questions, key=lambda q: len(q.answer)), BATCH, "generating"):
         texts = answer(model, processor, asked, kept)
-        right += sum(
-            text == question.answer.strip() for text, question in zip(texts, asked, strict=True)
-        )
+        right += sum(text == question.answer.strip() for text, question in zip(texts, asked, strict=True))
     return {"right": right, "total": len(questions), **kept.shares()}
 
 

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-import dynamic_llava
 from benchmarks.evidence import methods, tables, variants
 from benchmarks.evidence.methods import METHODS, Budget, Method
+
+import dynamic_llava
 from dynamic_llava.evaluation import tasks
 from dynamic_llava.evaluation.results import environment
 from dynamic_llava.files import write_json
@@ -156,7 +156,9 @@ def _seconds(name: str) -> float:
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--only", choices=("policies", "ablations"), help="one part; the other stays as it is")
+    parser.add_argument(
+        "--only", choices=("policies", "ablations"), help="one part; the other stays as it is"
+    )
     parser.add_argument("--variants", nargs="*", default=list(variants.VARIANTS), help="default: all")
     options = parser.parse_args()
     result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}

@@ -1,1 +1,2 @@
-def write(result): pass
+def write(result):
+    pass

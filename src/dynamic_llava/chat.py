@@ -38,8 +38,10 @@ class Reply:
     report: Report | None
 
 
-def chat_prompt(processor: ProcessorMixin, prompt: str, pictures: int) -> str:
-    """Put one user turn into the checkpoint's chat template, ready for the answer.
+def chat_prompt(
+    processor: ProcessorMixin, prompt: str, pictures: int, earlier: Sequence[tuple[str, str]] = ()
+) -> str:
+    """Put a user turn, after ``earlier`` ones, into the checkpoint's chat template, ready for the answer.
 
     Parameters
     ----------
@@ -48,17 +50,25 @@ def chat_prompt(processor: ProcessorMixin, prompt: str, pictures: int) -> str:
     prompt : str
         The user's text. Each ``<image>`` in it stands for one picture, in order.
     pictures : int
-        How many pictures come with it.
+        How many pictures come with it; they belong to the first turn.
+    earlier : sequence of (str, str)
+        Questions and answers of the turns before.
 
     Raises
     ------
     ValueError
         The prompt is empty, its placeholders do not match the pictures, or there is no chat template.
     """
-    return _render(processor, [_user_turn(prompt, pictures)], add_generation_prompt=True)
+    return _render(processor, _turns(prompt, pictures, earlier), add_generation_prompt=True)
 
 
-def chat_answer(processor: ProcessorMixin, prompt: str, pictures: int, answer: str) -> str:
+def chat_answer(
+    processor: ProcessorMixin,
+    prompt: str,
+    pictures: int,
+    answer: str,
+    earlier: Sequence[tuple[str, str]] = (),
+) -> str:
     """Return what the chat template puts after `chat_prompt` for ``answer``, with its end mark.
 
     Raises
@@ -66,8 +76,8 @@ def chat_answer(processor: ProcessorMixin, prompt: str, pictures: int, answer: s
     ValueError
         The template renders the prompt differently once it is answered, or as `chat_prompt` does.
     """
-    turns = [_user_turn(prompt, pictures), {"role": "assistant", "content": [_text(answer)]}]
-    asked, answered = chat_prompt(processor, prompt, pictures), _render(processor, turns)
+    turns = [*_turns(prompt, pictures, earlier), _assistant_turn(answer)]
+    asked, answered = chat_prompt(processor, prompt, pictures, earlier), _render(processor, turns)
     if not answered.startswith(asked):
         raise ValueError("the chat template rewrites the prompt once it is answered; it cannot be scored")
     return answered.removeprefix(asked)
@@ -149,6 +159,19 @@ def dense(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         sparsifier.attach(model)
+
+
+def _turns(prompt: str, pictures: int, earlier: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Return all turns up to ``prompt``; the pictures go to the first one."""
+    turns = []
+    for question, answer in earlier:
+        turns += [_user_turn(question, pictures), _assistant_turn(answer)]
+        pictures = 0
+    return [*turns, _user_turn(prompt, pictures)]
+
+
+def _assistant_turn(answer: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": [_text(answer)]}
 
 
 def _user_turn(prompt: str, pictures: int) -> dict[str, Any]:

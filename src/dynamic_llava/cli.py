@@ -42,6 +42,7 @@ class Task(StrEnum):
     EASY_VQA = "easy-vqa"
     SCENES = "scenes"
     DESCRIPTIONS = "descriptions"
+    GENERATION = "generation"
 
 
 class Attention(StrEnum):
@@ -126,6 +127,17 @@ def evaluate(
     task: Annotated[Task, typer.Option(help="What to measure.")],
     model: Model = "nano",
     dense: Dense = False,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="generation: JSON or JSONL with reference answers.", show_default=False),
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="generation: folder of the pictures.", show_default=False)
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="generation: longest answer. Default: 1024.", show_default=False),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Ask only the first N questions.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 64,
     seed: Annotated[int, typer.Option(help="Seed of random dropping.")] = 0,
@@ -135,7 +147,7 @@ def evaluate(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure accuracy on easy-VQA or held-out scenes, or the quality of long descriptions.
+    """Measure accuracy on easy-VQA or held-out scenes, or the quality and cost of long answers.
 
     Example: dynamic-llava evaluate --model nano --task easy-vqa
     """
@@ -150,7 +162,17 @@ def evaluate(
         "command": shlex.join(["dynamic-llava", *sys.argv[1:]]),
         "model": model,
         "dense": dense,
-        **evaluation.evaluate(loaded, processor, task, limit=limit, batch_size=batch_size, seed=seed),
+        **evaluation.evaluate(
+            loaded,
+            processor,
+            task,
+            limit=limit,
+            batch_size=batch_size,
+            seed=seed,
+            data=data,
+            images=images,
+            max_new_tokens=max_new_tokens,
+        ),
     }
     path = output or evaluation.default_output(task, model, dense, limit)
     if path is not None:

@@ -259,13 +259,6 @@ class Report:
             sparse += (self.shape.layers - self.config.layer) * sparse_layer
         return sparse, dense
 
-    def _held_T(self, kept_T: Tensor) -> Tensor:
-        """Return how many output tokens of a turn the cache held before each of them was decoded."""
-        evicting = policies.evicting(self.config.text_policy, self.config.text_keep_rate)
-        if evicting is None or not self.config.sparsify_text:
-            return kept_T.cumsum(0) - kept_T
-        return torch.tensor([min(fed, evicting.budget(fed)) for fed in range(len(kept_T))])
-
     def _layer_flops(self, steps: list[Step], answers: list[Tensor], row: int) -> tuple[float, float]:
         """FLOPs of one sparse and of one dense layer for one row."""
         shape = self.shape
@@ -280,7 +273,7 @@ class Report:
             past, held = past + queries, held + int(step.held_B[row])
             if kept_BT is not None and (tokens := kept_BT.shape[1]):
                 kept_T = kept_BT[row].long()
-                seen = held + self._held_T(kept_T).double().mean().item() + 1
+                seen = held + policies.held_before(self.config, kept_BT[row]).double().mean().item() + 1
                 dense += shape.layer_flops(tokens, past + (tokens + 1) / 2)
                 sparse += shape.layer_flops(tokens, seen)
                 past, held = past + tokens, held + int(kept_T.sum())

@@ -78,6 +78,10 @@ def test_long_lists_are_read_in_pieces(tmp_path: Path) -> None:
         ({"conversations": [{"from": "robot", "value": "x"}]}, "unknown role 'robot'"),
         ({"conversations": [{"from": "human"}]}, "'from' and 'value'"),
         ({"conversations": [{"from": "human", "value": "<image>?"}]}, "do not take turns"),
+        (
+            {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "<image>"}]},
+            "in an answer",
+        ),
         ({"image": None}, "1 <image> for 0 pictures"),
         ({"image": ["a.png", "b.png"]}, "1 <image> for 2 pictures"),
     ],

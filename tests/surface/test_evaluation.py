@@ -256,5 +256,6 @@ def test_results_land_in_the_checkout_only_if_complete(
     folder = tmp_path / "benchmarks" / "results"
     folder.mkdir(parents=True)
     assert default_output("scenes", "nano", dense=False, limit=10) is None
+    assert default_output("generation", "nano", dense=False, limit=None) is None
     named = default_output("scenes", "models/nano", dense=True, limit=None)
     assert named == Path("benchmarks/results/scenes-nano-dense.json")

@@ -111,6 +111,8 @@ class Conversations(Sequence[Conversation]):
         images = entry.get("image") or []
         images = [images] if isinstance(images, str) else images
         turns = _turns(entry.get("conversations"), where)
+        if any(PLACEHOLDER in answer for _, answer in turns):
+            raise BadSample(f"{where}: {PLACEHOLDER} in an answer")
         placeholders = sum(question.count(PLACEHOLDER) for question, _ in turns)
         if placeholders != len(images):
             raise BadSample(

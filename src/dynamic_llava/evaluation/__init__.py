@@ -7,10 +7,11 @@ from typing import Any
 
 from transformers import PreTrainedModel, ProcessorMixin
 
-from dynamic_llava.evaluation import accuracy, descriptions
+from dynamic_llava.evaluation import accuracy, descriptions, generation
+from dynamic_llava.evaluation.references import references
 from dynamic_llava.evaluation.results import environment
 from dynamic_llava.evaluation.tables import table
-from dynamic_llava.evaluation.tasks import questions
+from dynamic_llava.evaluation.tasks import Question, questions
 
 RESULTS = Path("benchmarks") / "results"
 
@@ -25,6 +26,9 @@ def evaluate(
     limit: int | None = None,
     batch_size: int = 64,
     seed: int = 0,
+    data: Path | None = None,
+    images: Path | None = None,
+    max_new_tokens: int | None = None,
 ) -> dict[str, Any]:
     """Measure a model on a task.
 
@@ -33,13 +37,17 @@ def evaluate(
     model, processor
         What `dynamic_llava.load` returns; a detached sparsifier measures the dense model.
     task : str
-        ``easy-vqa``, ``scenes`` or ``descriptions``.
+        ``easy-vqa``, ``scenes``, ``descriptions`` or ``generation``.
     limit : int, optional
         Ask only the first questions.
     batch_size : int
         Questions answered at once.
     seed : int
         First seed of random dropping (``descriptions``).
+    data, images : Path, optional
+        File of long answers and folder of their pictures (``generation``), see `references`.
+    max_new_tokens : int, optional
+        Longest generated answer (``generation``); default `generation.MAX_NEW_TOKENS`.
 
     Returns
     -------
@@ -50,12 +58,15 @@ def evaluate(
     Raises
     ------
     ValueError
-        There is no such task.
+        There is no such task, or it needs other arguments.
     """
-    asked = questions(task, limit)
+    asked = _asked(task, limit, data, images, max_new_tokens)
     model.eval()
     if task == "descriptions":
         numbers = descriptions.measure(model, processor, asked, batch_size, seed)
+    elif task == "generation":
+        longest = max_new_tokens or generation.MAX_NEW_TOKENS
+        numbers = generation.measure(model, processor, asked, batch_size, longest)
     else:
         numbers = accuracy.measure(model, processor, asked, batch_size)
     sparsifier = getattr(model, "sparsifier", None)
@@ -70,8 +81,23 @@ def evaluate(
     }
 
 
+def _asked(
+    task: str, limit: int | None, data: Path | None, images: Path | None, max_new_tokens: int | None
+) -> list[Question]:
+    if task == "generation":
+        if data is None or images is None:
+            raise ValueError("task generation needs --data, a file of long answers, and --images, a folder")
+        return references(data, images)[:limit]
+    if any(option is not None for option in (data, images, max_new_tokens)):
+        raise ValueError(f"--data, --images and --max-new-tokens go with task generation, not with {task}")
+    return questions(task, limit)
+
+
 def default_output(task: str, model: str, dense: bool, limit: int | None) -> Path | None:
-    """Return where a full result belongs, or None: limited runs and other folders keep nothing unasked."""
-    if limit is not None or not RESULTS.is_dir():
+    """Return where a full result belongs, or None.
+
+    Limited runs, other folders and a user's own data (``generation``) keep nothing unasked.
+    """
+    if limit is not None or task == "generation" or not RESULTS.is_dir():
         return None
     return RESULTS / f"{task}-{Path(model).name}-{'dense' if dense else 'sparse'}.json"

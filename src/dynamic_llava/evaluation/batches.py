@@ -6,26 +6,40 @@ Shape suffixes: B batch, N tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 from rich.console import Console
 from rich.progress import track
+from torch import Tensor
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from dynamic_llava.chat import chat_prompt, encode, greedy, report_of
+from dynamic_llava.evaluation.costs import Row
 from dynamic_llava.evaluation.tasks import Question
 
 
 @dataclass
 class Kept:
-    """Counts of image tokens and of output tokens that were fed back, and of those that stayed."""
+    """Counts of image tokens and of output tokens that were fed back, and of those that stayed.
+
+    ``rows`` has the same for each answer, ``cut`` counts answers that ran into the limit of their length.
+    """
 
     image: int = 0
     image_kept: int = 0
     output: int = 0
     output_kept: int = 0
+    cut: int = 0
+    rows: list[Row] = field(default_factory=list)
 
-    def add(self, model: PreTrainedModel, inputs: BatchFeature, output_lengths: Sequence[int]) -> None:
+    def add(
+        self,
+        model: PreTrainedModel,
+        inputs: BatchFeature,
+        output_lengths: Sequence[int],
+        held: Sequence[Tensor] | None = None,
+    ) -> None:
         """Count one batch; without a sparsifier everything stays.
 
         Parameters
@@ -33,22 +47,32 @@ class Kept:
         model
             Has just answered ``inputs``.
         inputs
-            The batch, image tokens expanded.
+            The prompts of the batch, image tokens expanded.
         output_lengths
             How many output tokens each row really fed back; finished rows of a batch go on with padding.
+        held
+            Which of them each row held when its answer ended, bool; by default what is held now.
         """
-        images = int((inputs["input_ids"] == model.config.image_token_id).sum())
-        outputs = sum(output_lengths)
         report = report_of(model)
-        self.image += images
-        self.output += outputs
-        if report is None:
-            self.image_kept += images
-            self.output_kept += outputs
-            return
-        self.image_kept += sum(len(kept) for kept in report.image_kept)
-        rows = zip(report.text_kept, output_lengths, strict=True)
-        self.output_kept += sum(int(kept[:length].sum()) for kept, length in rows)
+        if report is not None and held is None:
+            held = report.text_kept
+        images_held = [] if report is None else report.image_kept
+        images_B = (inputs["input_ids"] == model.config.image_token_id).sum(dim=1).tolist()
+        prompts_B = inputs["attention_mask"].sum(dim=1).tolist()
+        # A pass with masks records no prompt tokens: all of them stay.
+        dropped_B = [] if report is None else [int((~kept_N).sum()) for kept_N in report.prompt_kept]
+        for row, (images, prompt, length) in enumerate(zip(images_B, prompts_B, output_lengths, strict=True)):
+            images_kept, prompt_kept = images, prompt
+            kept_T = torch.ones(length, dtype=torch.bool)
+            if held is not None:
+                images_kept = len(images_held[row])
+                prompt_kept -= images - images_kept + (dropped_B[row] if dropped_B else 0)
+                kept_T = held[row][:length].cpu()
+            self.image += images
+            self.image_kept += images_kept
+            self.output += length
+            self.output_kept += int(kept_T.sum())
+            self.rows.append(Row(prompt, prompt_kept, kept_T))
 
     def shares(self) -> dict[str, float]:
         """Return kept/all for both kinds of tokens."""
@@ -67,23 +91,30 @@ def batches(questions: Sequence[Question], size: int, title: str) -> Iterator[Se
 
 def encode_questions(processor: ProcessorMixin, asked: Sequence[Question]) -> BatchFeature:
     """Turn one batch of questions into chat prompts with one picture each, left-padded."""
-    prompts = [chat_prompt(processor, question.text, pictures=1) for question in asked]
+    prompts = [chat_prompt(processor, question.text, 1, question.earlier) for question in asked]
     return encode(processor, prompts, [question.open_image() for question in asked])
 
 
 def answer(
-    model: PreTrainedModel, processor: ProcessorMixin, asked: Sequence[Question], kept: Kept
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    asked: Sequence[Question],
+    kept: Kept,
+    max_new_tokens: int | None = None,
 ) -> list[str]:
-    """Answer one batch greedily, as long as its longest reference; count what stayed in ``kept``."""
+    """Answer one batch greedily, by default as long as its longest reference; count into ``kept``."""
     inputs = encode_questions(processor, asked).to(model.device)
-    references = processor.tokenizer([question.answer for question in asked], add_special_tokens=False)
-    longest = max(len(ids) for ids in references["input_ids"])
-    # Two more: the leading space may be a token of its own, and a right answer ends with the end mark.
-    sequence_BN = greedy(model, inputs, max_new_tokens=longest + 2)
+    if max_new_tokens is None:
+        references = processor.tokenizer([question.answer for question in asked], add_special_tokens=False)
+        # Two more: the leading space may be a token of its own, and a right answer ends with the end mark.
+        max_new_tokens = max(len(ids) for ids in references["input_ids"]) + 2
+    sequence_BN = greedy(model, inputs, max_new_tokens)
     padding = processor.tokenizer.pad_token_id
     ends = (processor.tokenizer.eos_token_id, padding)
     spoken_BN = sum(sequence_BN == end for end in ends) == 0
     # Every spoken token is fed back, but for the last of a row that ran into the limit.
-    fed = [min(int(count), sequence_BN.shape[1] - 1) for count in spoken_BN.sum(dim=1)]
+    spoken_B = spoken_BN.sum(dim=1).tolist()
+    fed = [min(count, sequence_BN.shape[1] - 1) for count in spoken_B]
+    kept.cut += sum(count == sequence_BN.shape[1] for count in spoken_B)
     kept.add(model, inputs, fed)
     return [text.strip() for text in processor.batch_decode(sequence_BN, skip_special_tokens=True)]

@@ -1,4 +1,4 @@
-"""Quality of long descriptions when output tokens leave the K/V cache: perplexity and exactness.
+"""Quality and cost of long descriptions when output tokens leave the K/V cache.
 
 Shape suffixes: B batch.
 """
@@ -17,6 +17,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from dynamic_llava.chat import dense
 from dynamic_llava.evaluation.batches import Kept, answer, batches
+from dynamic_llava.evaluation.costs import costs
+from dynamic_llava.evaluation.meteor import Meteor
 from dynamic_llava.evaluation.results import accuracy
 from dynamic_llava.evaluation.scoring import score
 from dynamic_llava.evaluation.tasks import Question
@@ -54,7 +56,7 @@ def measure(
     dict
         For each setting what `measure_setting` returns; ``random`` has the mean over seeds and each.
     """
-    questions = sorted(questions, key=lambda question: len(question.answer))  # less padding, less waiting
+    questions = by_length(questions)
     numbers = {"dense": measure_setting(model, processor, questions, batch_size, Setting("dense", None))}
     if getattr(model, "sparsifier", None) is None:
         return numbers
@@ -76,12 +78,18 @@ def measure(
     return numbers
 
 
+def by_length(questions: Sequence[Question]) -> list[Question]:
+    """Sort by the references' lengths: less padding, less waiting."""
+    return sorted(questions, key=lambda question: len(question.answer))
+
+
 def measure_setting(
     model: PreTrainedModel,
     processor: ProcessorMixin,
     questions: Sequence[Question],
     batch_size: int,
     setting: Setting,
+    max_new_tokens: int | None = None,
 ) -> dict[str, Any]:
     """Measure one setting.
 
@@ -90,8 +98,13 @@ def measure_setting(
     dict
         ``perplexity`` (mean over descriptions, as the paper counts) and ``perplexity_of_all_tokens``, both
         teacher-forced on the references; ``accuracy`` with counts and interval: greedy descriptions equal to
-        their reference; kept shares while generating, and while scoring under ``teacher_forced``.
+        their reference; kept shares while generating, and while scoring under ``teacher_forced``; ``meteor``
+        (mean over descriptions, and how words were matched); `costs` of the generated answers, and of the
+        references under ``teacher_forced_costs``, where dense and sparse decode the same tokens;
+        ``mean_answer_tokens`` without end marks, and how many of the answers were cut at ``max_new_tokens``.
     """
+    meteor = Meteor()
+    meteors: list[float] = []
     losses: list[Tensor] = []
     lengths: list[Tensor] = []
     right = 0
@@ -101,8 +114,10 @@ def measure_setting(
             loss_B, length_B = score(model, processor, asked, scored)
             losses.append(loss_B)
             lengths.append(length_B)
-            texts = answer(model, processor, asked, generated)
+            texts = answer(model, processor, asked, generated, max_new_tokens)
+            meteors += [meteor(text, question.answer) for text, question in zip(texts, asked, strict=True)]
             right += sum(text == question.answer.strip() for text, question in zip(texts, asked, strict=True))
+        generated_costs, scored_costs = costs(model, generated.rows), costs(model, scored.rows)
     loss, length = torch.cat(losses), torch.cat(lengths)
     return {
         "perplexity": round((loss / length).exp().mean().item(), 5),
@@ -111,6 +126,12 @@ def measure_setting(
         **generated.shares(),
         "teacher_forced": scored.shares(),
         "reference_tokens": int(length.sum()),
+        "meteor": round(fmean(meteors), 5),
+        "meteor_matching": meteor.matching,
+        "mean_answer_tokens": round((generated.output + generated.cut) / len(questions), 3),
+        "cut_answers": generated.cut,
+        **generated_costs,
+        "teacher_forced_costs": scored_costs,
     }
 
 

@@ -45,7 +45,9 @@ def score(
     (Tensor, Tensor)
         Summed negative log-likelihood, float64 [B], and the number of answer tokens with end mark, int64 [B].
     """
-    continuations = [chat_answer(processor, question.text, 1, question.answer) for question in asked]
+    continuations = [
+        chat_answer(processor, question.text, 1, question.answer, question.earlier) for question in asked
+    ]
     answers = processor.tokenizer(
         continuations, add_special_tokens=False, padding=True, padding_side="right", return_tensors="pt"
     )
@@ -63,21 +65,23 @@ def score(
 
 def _in_one_pass(model: PreTrainedModel, given: _Given, kept: Kept) -> Tensor:
     """Return the logits that predict each answer token, from a masked pass over all tokens."""
-    inputs, prompt_BP = given.prompt, given.prompt["attention_mask"]
-    prompts = prompt_BP.shape[1]
+    prompt_BP, answers = given.prompt["attention_mask"], given.answer_BA.shape[1]
     # The last token of an answer is never fed back, so nothing decides on it.
-    fed_BA = torch.arange(given.answer_BA.shape[1]) < given.length_B[:, None] - 1
+    fed_BA = torch.arange(answers) < given.length_B[:, None] - 1
     attention_mask_BN = torch.cat([prompt_BP, given.spoken_BA.to(prompt_BP)], dim=1)
-    inputs["input_ids"] = torch.cat([inputs["input_ids"], given.answer_BA.to(prompt_BP)], dim=1)
-    inputs["attention_mask"] = attention_mask_BN
-    inputs["position_ids"] = (attention_mask_BN.cumsum(dim=1) - 1).clamp(min=0)
-    masks = {}
+    inputs = {
+        **given.prompt,
+        "input_ids": torch.cat([given.prompt["input_ids"], given.answer_BA.to(prompt_BP)], dim=1),
+        "attention_mask": attention_mask_BN,
+        "position_ids": (attention_mask_BN.cumsum(dim=1) - 1).clamp(min=0),
+    }
     if getattr(model, "sparsifier", None) is not None:
         no_BP = torch.zeros_like(prompt_BP, dtype=torch.bool)
-        masks = {"answer_mask": torch.cat([no_BP, fed_BA.to(no_BP.device)], dim=1)}
-    logits_BNV = model(**inputs, **masks, use_cache=False).logits
-    kept.add(model, inputs, (given.length_B - 1).tolist())
-    return cast(Tensor, logits_BNV[:, prompts - 1 : -1])
+        inputs["answer_mask"] = torch.cat([no_BP, fed_BA.to(no_BP.device)], dim=1)
+    # Logits of the answer alone: those of the image tokens would take more memory than all else.
+    logits_BNV = model(**inputs, use_cache=False, logits_to_keep=answers + 1).logits
+    kept.add(model, given.prompt, (given.length_B - 1).tolist())
+    return cast(Tensor, logits_BNV[:, :-1])
 
 
 def _step_by_step(model: PreTrainedModel, given: _Given, kept: Kept) -> Tensor:
@@ -89,9 +93,9 @@ def _step_by_step(model: PreTrainedModel, given: _Given, kept: Kept) -> Tensor:
         use_cache=True,
         logits_to_keep=1,
     )
-    kept.add(model, given.prompt, [0] * len(mask_BN))
     logits = [out.logits]
-    fed_B = given.length_B - 1
+    fed_B = (given.length_B - 1).tolist()
+    held_B = [torch.zeros(0, dtype=torch.bool)] * len(fed_B)
     for step in range(given.answer_BA.shape[1] - 1):
         mask_BN = torch.cat([mask_BN, torch.ones_like(mask_BN[:, :1])], dim=1)
         out = model(
@@ -102,8 +106,8 @@ def _step_by_step(model: PreTrainedModel, given: _Given, kept: Kept) -> Tensor:
             use_cache=True,
         )
         logits.append(out.logits)
-        if ended := (fed_B == step + 1).nonzero().flatten().tolist():
-            held = cast(Sparsifier, model.sparsifier).report.text_kept  # type: ignore[union-attr]
-            kept.output += len(ended) * (step + 1)
-            kept.output_kept += sum(int(held[row].sum()) for row in ended)
+        if step + 1 in fed_B:
+            held_now_B = out.past_key_values.report.text_kept
+            held_B = [held_now_B[row] if fed == step + 1 else held_B[row] for row, fed in enumerate(fed_B)]
+    kept.add(model, given.prompt, fed_B, held_B)
     return torch.cat(logits, dim=1)

@@ -7,7 +7,19 @@ from typing import Any
 
 from rich.table import Table
 
-COLUMNS = ("perplexity", "accuracy", "interval_95", "total", "image_tokens_kept", "output_tokens_kept")
+COLUMNS = (
+    "perplexity",
+    "meteor",
+    "accuracy",
+    "interval_95",
+    "total",
+    "image_tokens_kept",
+    "output_tokens_kept",
+    "decode_tflops_paper",
+    "decode_tflops",
+    "kv_bytes",
+    "mean_answer_tokens",
+)
 
 
 def table(numbers: Mapping[str, Any]) -> Table:

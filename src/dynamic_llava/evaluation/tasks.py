@@ -16,12 +16,16 @@ HELD_OUT_SCENES = 500
 
 @dataclass(frozen=True)
 class Question:
-    """One question on one picture with its reference answer and its kind."""
+    """One question on one picture with its reference answer and its kind.
+
+    ``earlier`` holds the questions and reference answers of the turns before it.
+    """
 
     open_image: Callable[[], Image.Image]
     text: str
     answer: str
     kind: str
+    earlier: tuple[tuple[str, str], ...] = ()
 
 
 def easy_vqa_test() -> list[Question]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from dynamic_llava.config import SparsityConfig
@@ -40,6 +41,17 @@ def reads_attention(name: str) -> bool:
 def evicting(name: str, rate: float) -> EvictingPolicy | None:
     """Return the policy called ``name`` if it gives up earlier output tokens, holding a share ``rate``."""
     return EVICTING[name](rate) if name in EVICTING else None
+
+
+def held_before(config: SparsityConfig, kept_T: Tensor) -> Tensor:
+    """Return how many output tokens of an answer were held before each was decoded, int64 ``[T]``.
+
+    ``kept_T``, bool, tells which are held at its end: under most policies they were from the start.
+    """
+    policy = evicting(config.text_policy, config.text_keep_rate) if config.sparsify_text else None
+    if policy is None:
+        return kept_T.long().cumsum(0) - kept_T.long()
+    return torch.tensor([min(fed, policy.budget(fed)) for fed in range(len(kept_T))])
 
 
 def build(
