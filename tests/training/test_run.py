@@ -173,6 +173,17 @@ def test_what_is_trained_changes_and_nothing_else(
     assert len(model.sparsifier.config.text_margins) == 41
 
 
+@pytest.mark.parametrize("train", ["predictors", "lora"])
+def test_frozen_16_bit_weights_get_float32_updates(write_recipe: WriteRecipe, train: str) -> None:
+    recipe = write_recipe(
+        "run", train=train, init_dtype="bfloat16", precision="bfloat16", gradient_checkpointing=True
+    )
+    folder = run.train(recipe).parent
+    trained = load_file(folder / "checkpoint-4" / "model.safetensors")
+    assert {tensor.dtype for tensor in trained.values()} == {torch.float32}
+    assert all(".sparsifier." in name or ".lora_" in name for name in trained)
+
+
 def test_separate_adapters_leave_the_model_as_it_was(
     write_recipe: WriteRecipe, small_checkpoint: Path
 ) -> None:

@@ -33,7 +33,8 @@ class LearnedPolicy(Policy):
     text_threshold
         Keep margin above which an output token stays.
     train_rates
-        Keep rates that training samples at, or None, which leaves them to the ratio loss.
+        Keep rates that training samples at, or None, which leaves them to the ratio loss. With them, the
+        temperature also sharpens what is sampled: no ratio loss drives the logits apart.
     """
 
     def __init__(
@@ -65,12 +66,12 @@ class LearnedPolicy(Policy):
         logits_KI2 = self.image_predictor(hidden_KIC)
         if self.train_rates is not None:
             every_KI = torch.ones_like(logits_KI2[..., 0], dtype=torch.bool)
-            logits_KI2 = at_rate(logits_KI2, self.train_rates.image, every_KI)
+            logits_KI2, tau = at_rate(logits_KI2 / tau, self.train_rates.image, every_KI), 1.0
         return straight_through(logits_KI2, tau, self.noise)
 
     def train_text_mask(self, hidden_BNC: Tensor, ordinal_BN: Tensor, valid_BN: Tensor, tau: float) -> Tensor:
         """Sample by the straight-through Gumbel softmax."""
         logits_BN2 = self.text_predictor(hidden_BNC)
         if self.train_rates is not None:
-            logits_BN2 = at_rate(logits_BN2, self.train_rates.text, valid_BN)
+            logits_BN2, tau = at_rate(logits_BN2 / tau, self.train_rates.text, valid_BN), 1.0
         return straight_through(logits_BN2, tau, self.noise)

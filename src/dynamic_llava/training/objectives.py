@@ -133,8 +133,9 @@ class SparseObjective(DenseObjective):
         self.noise.step = step
         self.sparsifier.tau = recipe.tau_start * (recipe.tau_end / recipe.tau_start) ** (step / steps)
         if recipe.image_rates and recipe.text_rates:
-            draw = random.Random(f"rates-{recipe.seed}-{step}").uniform
-            self.sparsifier.train_rates = TrainRates(draw(*recipe.image_rates), draw(*recipe.text_rates))
+            draw = random.Random(f"rates-{recipe.seed}-{step}")
+            rates = TrainRates(draw.uniform(*recipe.image_rates), draw.uniform(*recipe.text_rates))
+            self.sparsifier.train_rates = rates if draw.random() < recipe.drawn_share else None
 
     def forward(self, groups: Sequence[Group], totals: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """See the base class; in evaluation mode decisions are hard, and there is no penalty."""

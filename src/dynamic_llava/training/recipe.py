@@ -111,7 +111,9 @@ class Recipe(BaseModel):
     """Share of the dynamic stage's loss that pulls the logits to those of the dense model it starts from."""
     image_rates: tuple[float, float] | None = None
     text_rates: tuple[float, float] | None = None
-    """Both set: every step draws its keep rates between these bounds, and no ratio loss is needed."""
+    """Both set: steps draw their keep rates between these bounds, and need no ratio loss."""
+    drawn_share: float = Field(default=1.0, ge=0, le=1)
+    """Share of the steps that draw; the others aim at the rates of ``sparsity``, by the ratio loss."""
     log_every: int = Field(default=1, gt=0)
     save_every: int = Field(default=100, gt=0)
     keep_checkpoints: int = Field(default=2, ge=2)

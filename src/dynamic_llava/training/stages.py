@@ -50,6 +50,7 @@ def build(recipe: Recipe) -> Stage:
     sparsifier = Sparsifier(SparsityConfig.from_dict(recipe.sparsity or {}), hidden_size)
     adapted = _adapt(model, recipe)
     sparsifier.attach(model)
+    sparsifier.float()  # beside 16-bit weights too, for their updates are small
     return Stage(SparseObjective(model, recipe, teacher), model, processor, adapted)
 
 
@@ -65,6 +66,7 @@ def finish(stage: Stage, recipe: Recipe, unseen: Iterable[Mapping[str, Any]], fo
     sparsifier = cast(Sparsifier | None, getattr(model, "sparsifier", None))
     if sparsifier is not None:
         sparsifier.train_rates = None
+        sparsifier.to(dtype=model.dtype)
         config = sparsifier.config
         if config.sparsify_text and config.text_policy == "learned":
             set_text_threshold(model, sparsifier, unseen)
