@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo test lint format type wheel wheel-check train-nano bench clean
+.PHONY: help install dev demo test lint format type wheel wheel-check lmms-check train-nano bench results clean
 
 help: ## Show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' Makefile | awk -F '\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -47,6 +47,9 @@ wheel: install ## Build the wheel into dist/
 wheel-check: wheel ## Install the wheel in an empty environment and run the demo there
 	PYTHON=$(BIN)/python bash .ci/wheel-check
 
+lmms-check: dev ## Run a local task through lmms-eval and the plugin, in an environment of its own
+	bash .ci/lmms-check
+
 train-nano: dev ## Train the bundled model again, five stages into runs/ (three hours)
 	$(BIN)/dynamic-llava train recipes/nano-vision.yaml
 	$(BIN)/dynamic-llava train recipes/nano-dense.yaml
@@ -74,6 +77,9 @@ bench: dev ## Measure again what docs/performance.md shows (half an hour, 16 GB 
 	$(BIN)/dynamic-llava bench --model nano --phase generate --policies dense,preallocated,learned \
 		--output-tokens 100 --repeats 15 --output $(RESULTS)/bench-nano-generate.json
 	$(BIN)/python -m benchmarks.masked_attention --output $(RESULTS)/masked-attention.json
+
+results: dev ## Train and measure again what docs/results.md shows (three hours on two cores, resumable)
+	$(BIN)/python -m benchmarks.evidence.run
 
 clean: ## Remove everything these targets made, .venv included
 	rm -rf .venv dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -26,6 +26,9 @@ RUNNABLE = re.findall(r"<!-- run -->\n```console\n\$ (.+)\n```", README)
 SOURCES = "src/dynamic_llava"
 
 
+LAUNCHERS = ("accelerate launch ", "lmms_eval ")
+
+
 def python_blocks(path: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", TEXTS[ROOT / path], re.DOTALL | re.MULTILINE)
 
@@ -60,10 +63,17 @@ def test_commands_and_options_exist(command: str) -> None:
         known = get_command(app).commands[name].params
         options = {option for parameter in known for option in parameter.opts}
         assert {argument for argument in arguments if argument.startswith("--")} <= options
-        recipes = [argument for argument in arguments if argument.startswith("recipes/")]
-        assert all((ROOT / recipe).is_file() for recipe in recipes)
     else:
-        assert command.startswith(("pip install ", "python -m benchmarks."))
+        others = (
+            "pip install ",
+            "python -m benchmarks.",
+            "python examples/",
+            "accelerate launch ",
+            "lmms_eval ",
+        )
+        assert command.startswith(others)
+    ours = [argument for argument in arguments if argument.startswith(("recipes/", "examples/"))]
+    assert all((ROOT / path).exists() for path in ours)
 
 
 def test_command_table_is_complete() -> None:
