@@ -1,7 +1,7 @@
 """Trains the variants, measures every method at every budget, and writes docs/results.md's numbers.
 
     python -m benchmarks.evidence.run            everything that is not there yet; hours on two cores
-    python -m benchmarks.evidence.run --only policies
+    python -m benchmarks.evidence.run --only policies      one part: policies, ablations or cost
 
 What is done is kept in runs/results: a second call goes on where the first was stopped.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.evidence import methods, tables, variants
+from benchmarks.evidence import cost, methods, tables, variants
 from benchmarks.evidence.methods import METHODS, Budget, Method
 
 import dynamic_llava
@@ -122,7 +122,7 @@ def ablations(names: list[str]) -> dict[str, Any]:
                 _row(f"{name}, dense", kind, Budget(), seed, variant.dense(kind, seed))
                 for kind in ("accuracy", "perplexity", "exactness")
             ]
-    return {"rows": rows, "seconds_per_step": {name: _seconds(name) for name in names}}
+    return {"rows": rows, "variants": {name: variants.VARIANTS[name] for name in names}}
 
 
 def train(names: list[str]) -> Iterator[str]:
@@ -146,26 +146,21 @@ def _row(method: str, kind: str, budget: Budget, seed: int, cell: dict[str, Any]
     }  # fmt: skip
 
 
-def _seconds(name: str) -> float:
-    """Return the median time of a training step."""
-    lines = (WORK / name / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    times = sorted(json.loads(line)["seconds"] for line in lines)
-    return round(times[len(times) // 2], 3)
-
-
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument(
-        "--only", choices=("policies", "ablations"), help="one part; the other stays as it is"
+        "--only", choices=("policies", "ablations", "cost"), help="one part; the other stays as it is"
     )
     parser.add_argument("--variants", nargs="*", default=list(variants.VARIANTS), help="default: all")
     options = parser.parse_args()
     result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
-    if options.only != "ablations":
+    if options.only in (None, "policies"):
         result["policies"] = policies()
-    if options.only != "policies":
+    if options.only in (None, "ablations"):
         result["ablations"] = ablations(list(train(options.variants)))
+    if options.only in (None, "cost"):
+        result["cost"] = cost.measure()
     result |= {"command": "make results", "seeds": list(SEEDS), **environment(torch.device("cpu"))}
     write_json(RESULT, result)
     tables.write(result)

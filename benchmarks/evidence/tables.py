@@ -30,8 +30,10 @@ def write(result: dict[str, Any]) -> None:
         tables["output tokens"] = _outputs(rows)
         _plot(rows)
     if trained:
-        tables["training"] = _variants(trained, result["ablations"]["seconds_per_step"])
+        tables["training"] = _variants(trained, list(result["ablations"]["variants"]))
         tables["dial"] = _dial(trained)
+    if "cost" in result:
+        tables["cost"] = _costs(result["cost"])
     text = DOCUMENT.read_text(encoding="utf-8")
     for name, table in tables.items():
         mark = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -100,27 +102,24 @@ def _outputs(rows: list[Row]) -> list[list[str]]:
     return table
 
 
-def _variants(rows: list[Row], seconds: dict[str, float]) -> list[list[str]]:
-    table = [
-        [
-            "training",
-            "short answers",
-            "its dense",
-            "perplexity",
-            "its dense",
-            "exact descriptions",
-            "s a step",
-        ]
-    ]
-    for name, time in seconds.items():
-        own = [row for row in rows if row["method"] == name]
-        rate = 0.1 if name == "image-10" else 0.5 if name == "image-50" else 0.2
+def _variants(rows: list[Row], names: list[str]) -> list[list[str]]:
+    table = [["training", "short answers", "its dense", "perplexity", "its dense", "exact descriptions"]]
+    for name in names:
+        rate = {"image-10": 0.1, "image-50": 0.5}.get(name, 0.2)
         cells = [name]
         for kind, digits in (("accuracy", 1), ("perplexity", 4), ("exactness", 1)):
-            cells.append(_cell(select(own, kind=kind, image_keep_rate=rate), digits))
+            cells.append(_cell(select(rows, method=name, kind=kind, image_keep_rate=rate), digits))
             if kind != "exactness":
                 cells.append(_cell(select(rows, method=f"{name}, dense", kind=kind), digits))
-        table.append([*cells, f"{time:.2f}"])
+        table.append(cells)
+    return table
+
+
+def _costs(costs: dict[str, dict[str, float]]) -> list[list[str]]:
+    table = [["training", "trained parameters", "seconds a step", "of full"]]
+    for name, row in costs.items():
+        spread = f"{row['seconds']:.2f} ({row['least']:.2f}–{row['greatest']:.2f})"
+        table.append([name, f"{row['trained_parameters']:,}", spread, f"{row['of_base']:.0%}"])
     return table
 
 

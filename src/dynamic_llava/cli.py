@@ -17,7 +17,13 @@ import typer
 
 from dynamic_llava.commands.bench import bench
 from dynamic_llava.commands.flops import flops
-from dynamic_llava.commands.options import Json
+from dynamic_llava.commands.options import (
+    ImagePolicy,
+    Json,
+    OtherImageKeepRate,
+    OtherTextKeepRate,
+    TextPolicy,
+)
 from dynamic_llava.usage import Commands
 
 if TYPE_CHECKING:
@@ -92,9 +98,10 @@ def generate(
     model: Model = "nano",
     dense: Dense = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
-    image_keep_rate: Annotated[
-        float | None, typer.Option(help="Kept image tokens / all, in (0, 1]; default: as trained.")
-    ] = None,
+    image_keep_rate: OtherImageKeepRate = None,
+    text_keep_rate: OtherTextKeepRate = None,
+    image_policy: ImagePolicy = None,
+    text_policy: TextPolicy = None,
     as_json: Json = False,
 ) -> None:
     """Answer one prompt about any picture; the answer streams.
@@ -111,8 +118,7 @@ def generate(
 
     loaded, processor = _load(model)
     _set_dense(loaded, dense)
-    if image_keep_rate is not None:
-        _set_image_keep_rate(loaded, image_keep_rate)
+    _configure(loaded, image_keep_rate, text_keep_rate, image_policy, text_policy)
     streamer = (
         None if as_json else TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
     )
@@ -127,6 +133,10 @@ def evaluate(
     task: Annotated[Task, typer.Option(help="What to measure.")],
     model: Model = "nano",
     dense: Dense = False,
+    image_keep_rate: OtherImageKeepRate = None,
+    text_keep_rate: OtherTextKeepRate = None,
+    image_policy: ImagePolicy = None,
+    text_policy: TextPolicy = None,
     data: Annotated[
         Path | None,
         typer.Option(help="generation: JSON or JSONL with reference answers.", show_default=False),
@@ -158,6 +168,7 @@ def evaluate(
 
     loaded, processor = _load(model)
     _set_dense(loaded, dense)
+    changed = _configure(loaded, image_keep_rate, text_keep_rate, image_policy, text_policy)
     result = {
         "command": shlex.join(["dynamic-llava", *sys.argv[1:]]),
         "model": model,
@@ -174,7 +185,7 @@ def evaluate(
             max_new_tokens=max_new_tokens,
         ),
     }
-    path = output or evaluation.default_output(task, model, dense, limit)
+    path = output or (None if changed else evaluation.default_output(task, model, dense, limit))
     if path is not None:
         write_json(path, result)
         typer.echo(f"written: {path}", err=True)
@@ -318,15 +329,31 @@ def _set_dense(model: PreTrainedModel, dense: bool) -> None:
         typer.echo("note: the checkpoint has no sparsifier, so it answers dense", err=True)
 
 
-def _set_image_keep_rate(model: PreTrainedModel, rate: float) -> None:
+def _configure(
+    model: PreTrainedModel,
+    image_keep_rate: float | None = None,
+    text_keep_rate: float | None = None,
+    image_policy: str | None = None,
+    text_policy: str | None = None,
+) -> bool:
+    """Change what the sparsifier drops, as the options of the same names say; return whether they do."""
     from dataclasses import replace
 
+    given = {
+        "image_keep_rate": image_keep_rate,
+        "text_keep_rate": text_keep_rate,
+        "image_policy": image_policy,
+        "text_policy": text_policy,
+    }
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if not changes:
+        return False
     sparsifier = getattr(model, "sparsifier", None)
     if sparsifier is None:
-        raise ValueError(
-            "--image-keep-rate: the model answers dense; leave it out, or take a sparse checkpoint"
-        )
-    sparsifier.config = replace(sparsifier.config, image_keep_rate=rate)
+        options = ", ".join("--" + name.replace("_", "-") for name in changes)
+        raise ValueError(f"{options}: the model answers dense; leave it out, or take a sparse checkpoint")
+    sparsifier.config = replace(sparsifier.config, **changes)
+    return True
 
 
 def _print_json(content: dict[str, Any]) -> None:

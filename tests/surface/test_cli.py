@@ -138,6 +138,17 @@ def test_image_keep_rate(command: Command, picture: Path, checkpoint: Path) -> N
     assert outcome.json()["image_tokens_kept"] == 72
 
 
+@pytest.mark.parametrize(("option", "policy"), [("image", "fastv"), ("text", "h2o"), ("text", "streaming")])
+def test_policies(option: str, policy: str, command: Command, picture: Path, checkpoint: Path) -> None:
+    ask = ("generate", "--image", picture, "--prompt", "what?", "--max-new-tokens", 11, "--json")
+    answer = command(
+        *ask, "--model", checkpoint, f"--{option}-policy", policy, "--text-keep-rate", "0.3"
+    ).json()
+    assert answer["output_tokens_kept"] == (3 if option == "text" else answer["output_tokens_kept"])
+    line = refused(command, *ask, "--model", checkpoint, f"--{option}-policy", "magic")
+    assert f"{option}_policy is 'magic': choose one of" in line
+
+
 def test_two_pictures(command: Command, picture: Path, checkpoint: Path) -> None:
     ask = ("generate", "--image", picture, "--image", picture, "--prompt", "same?", "--max-new-tokens", 2)
     assert command(*ask, "--json", "--model", checkpoint).json()["image_tokens"] == 288
@@ -330,5 +341,5 @@ def test_demo_out_is_a_file(command: Command, checkpoint: Path, picture: Path) -
 def test_refusal_leaves_the_model_alone(model: LlavaForConditionalGeneration) -> None:
     config = model.sparsifier.config
     with pytest.raises(ValueError, match="image_keep_rate"):
-        cli._set_image_keep_rate(model, 2.0)
+        cli._configure(model, image_keep_rate=2.0)
     assert model.sparsifier.config is config
