@@ -8,10 +8,11 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from benchmarks.evidence.methods import METHODS
+from benchmarks.evidence.methods import METHODS as OWN
 
 from dynamic_llava.files import replacing
 
+METHODS = (*OWN, "learned, dial")
 DOCUMENT = Path("docs") / "results.md"
 PLOTS = Path("docs") / "images" / "results"
 STUDENT_95 = {1: 0.0, 2: 12.706, 3: 4.303}  # two-sided quantile of t for the mean of n values
@@ -160,6 +161,8 @@ def _plot(rows: list[Row]) -> None:
         places = _rates(rows, axis)
         for name in METHODS:
             found = [select(rows, method=name, kind=kind, **{axis: place}, **fixed) for place in places]
+            if not all(found):
+                continue
             means, reaches = zip(*(summary(values) for values in found), strict=True)
             axes.errorbar(
                 [100 * place for place in places], means, reaches, marker="o", capsize=3, label=name

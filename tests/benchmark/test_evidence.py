@@ -1,0 +1,66 @@
+"""The evidence program: its recipes read, its tables say what the rows say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from benchmarks.evidence import methods, tables, variants
+from benchmarks.evidence.methods import METHODS, Budget
+
+import dynamic_llava
+from dynamic_llava.evaluation import tasks
+from dynamic_llava.training.recipe import Recipe
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("name", variants.VARIANTS)
+def test_every_variant_changes_a_recipe_that_reads(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    recipe = Recipe.read(variants.write_recipe(name, tmp_path / name))
+    base = Recipe.read(variants.write_recipe("base", tmp_path / "base"))
+    assert recipe.output == tmp_path / name
+    assert (recipe.model_dump(exclude={"output"}) == base.model_dump(exclude={"output"})) == (name == "base")
+
+
+def test_intervals_are_students() -> None:
+    mean, reach = tables.summary([1.0, 2.0, 3.0])
+    assert mean == 2.0
+    assert reach == pytest.approx(4.303 / 3**0.5)
+
+
+def rows(**values: float) -> list[dict[str, Any]]:
+    return [
+        {"method": method, "kind": "accuracy", "image_keep_rate": 0.2, "text_keep_rate": 1.0, "seed": seed}
+        | {"value": value + seed}
+        for method, value in values.items()
+        for seed in (0, 1, 2)
+    ]
+
+
+def test_the_best_method_is_bold_and_a_missing_one_a_dash() -> None:
+    table = tables._accuracies(rows(dense=95.0, learned=90.0, random=80.0, uniform=85.0))
+    header, dense, row = table
+    assert dense[1].startswith("96.0 ±")
+    assert row[0] == "20%"
+    found = dict(zip(header, row, strict=True))
+    assert found["learned"].startswith("**91.0 ±")
+    assert found["random"].startswith("81.0 ±")
+    assert found["fastv + h2o"] == "–"
+
+
+def test_a_method_keeps_its_budget_and_leaves_the_model_as_it_was() -> None:
+    model, processor = dynamic_llava.load("nano")
+    before = model.sparsifier.config.to_dict()
+    asked = tasks.scene_descriptions(2)
+    for name, method in METHODS.items():
+        with methods.working(model, processor, method, Budget(0.5, 0.3), seed=0) as adapted:
+            measured = methods.perplexity(model, adapted, asked)
+        share = 72 / 144 if method.image != "downsample" else 1.0  # of fewer tokens, none is dropped
+        assert measured["image_tokens_kept"] == share, name
+        assert measured["output_tokens_kept"] == pytest.approx(0.3, abs=0.12), name
+        assert model.sparsifier.config.to_dict() == before
