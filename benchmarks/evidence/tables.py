@@ -150,6 +150,7 @@ def _markdown(table: list[list[str]]) -> str:
 def _plot(rows: list[Row]) -> None:
     import matplotlib.pyplot as plt
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, NullFormatter
 
     PLOTS.mkdir(parents=True, exist_ok=True)
     figure: Figure
@@ -157,7 +158,7 @@ def _plot(rows: list[Row]) -> None:
         ("accuracy", "image_keep_rate", {"text_keep_rate": 1.0}),
         ("perplexity", "text_keep_rate", {"image_keep_rate": 0.2}),
     ):
-        figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+        figure, axes = plt.subplots(figsize=(7.5, 4), layout="constrained")
         places = _rates(rows, axis)
         for name in METHODS:
             found = [select(rows, method=name, kind=kind, **{axis: place}, **fixed) for place in places]
@@ -174,7 +175,10 @@ def _plot(rows: list[Row]) -> None:
         axes.set_ylabel("right short answers, %" if kind == "accuracy" else "perplexity of descriptions")
         if kind == "perplexity":
             axes.set_yscale("log")
-        axes.legend()
+            axes.yaxis.set_major_locator(FixedLocator([1, 1.2, 1.5, 2, 3, 4]))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        figure.legend(loc="outside right upper", frameon=False)
         with replacing(PLOTS / f"{kind}.png") as partial:
             figure.savefig(partial, dpi=120)
         plt.close(figure)

@@ -184,6 +184,19 @@ def test_frozen_16_bit_weights_get_float32_updates(write_recipe: WriteRecipe, tr
     assert all(".sparsifier." in name or ".lora_" in name for name in trained)
 
 
+def test_training_goes_on_from_trained_predictors(write_recipe: WriteRecipe) -> None:
+    first = run.train(write_recipe("first"))
+    recipe = write_recipe("second", init=str(first), learning_rate=1e-12, predictor_learning_rate=1e-12)
+    second = run.train(recipe)
+    before, after = (load_file(folder / "sparsifier.safetensors") for folder in (first, second))
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, atol=0.2 if name.endswith("6.bias") else 1e-6, rtol=0)
+    with pytest.raises(ValueError, match="another shape"):
+        run.train(write_recipe("third", init=str(first), sparsity={"d_model": 32}))
+    with pytest.raises(ValueError, match="the dense stage would lose"):
+        run.train(write_recipe("fourth", init=str(first), stage="dense"))
+
+
 def test_separate_adapters_leave_the_model_as_it_was(
     write_recipe: WriteRecipe, small_checkpoint: Path
 ) -> None:

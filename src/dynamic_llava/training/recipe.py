@@ -53,7 +53,7 @@ class Recipe(BaseModel):
     output: Path
     """Folder for the checkpoints, the log and, in ``model/``, the finished model."""
     init: str | None = None
-    """Folder or hub id of the model to start from; none for the first stage."""
+    """Folder or hub id of the model, with predictors or without, to start from; none for the first stage."""
     vision_tower: str | None = None
     """Folder or hub id of the tower, where ``init`` is in LLaVA's own layout, which does not hold it."""
     init_dtype: Literal["float32", "float16", "bfloat16"] = "float32"

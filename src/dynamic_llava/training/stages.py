@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from dynamic_llava import checkpoints
@@ -34,20 +34,28 @@ class Stage:
 
 
 def build(recipe: Recipe) -> Stage:
-    """Load or make the model of a stage, and freeze what it does not train."""
+    """Load or make the model of a stage, and freeze what it does not train.
+
+    The dynamic stage goes on from the predictors that its model may have.
+    """
     if recipe.stage == "vision":
         return _vision(recipe)
     model, processor = _load(recipe)
+    trained = _detached(model)
     model.model.vision_tower.requires_grad_(recipe.train_vision_tower)
     model.model.multi_modal_projector.requires_grad_(recipe.train_projector)
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if recipe.stage == "dense" and trained is not None:
+        raise ValueError(f"{recipe.init}: init has a sparsifier, which the dense stage would lose")
     if recipe.stage == "dense":
         return Stage(DenseObjective(model), model, processor, None)
     teacher = copy.deepcopy(model) if recipe.distill_weight else None
     torch.manual_seed(recipe.seed)
     hidden_size = cast(nn.Embedding, model.get_input_embeddings()).embedding_dim
     sparsifier = Sparsifier(SparsityConfig.from_dict(recipe.sparsity or {}), hidden_size)
+    if trained is not None:
+        _take_over(sparsifier, trained, recipe)
     adapted = _adapt(model, recipe)
     sparsifier.attach(model)
     sparsifier.float()  # beside 16-bit weights too, for their updates are small
@@ -93,11 +101,29 @@ def _load(recipe: Recipe) -> tuple[LlavaForConditionalGeneration, LlavaProcessor
     """Load the model to start from; the recipe has made sure that it names one."""
     dtype = getattr(torch, recipe.init_dtype)
     model, processor = checkpoints.load(cast(str, recipe.init), dtype=dtype, vision_tower=recipe.vision_tower)
-    if hasattr(model, "sparsifier"):
-        raise ValueError(f"{recipe.init}: init has a sparsifier already; start from the dense stage's model")
     if processor is None:
         raise ValueError(f"{recipe.init}: init has no tokenizer or processor; save the model's own beside it")
     return cast(LlavaForConditionalGeneration, model), cast(LlavaProcessor, processor)
+
+
+def _detached(model: LlavaForConditionalGeneration) -> dict[str, Tensor] | None:
+    """Take off the sparsifier that a model came with; return its weights."""
+    sparsifier = cast(Sparsifier | None, getattr(model, "sparsifier", None))
+    if sparsifier is None:
+        return None
+    sparsifier.detach()
+    return sparsifier.state_dict()
+
+
+def _take_over(sparsifier: Sparsifier, trained: dict[str, Tensor], recipe: Recipe) -> None:
+    """Go on from predictors that were trained before."""
+    try:
+        sparsifier.load_state_dict(trained)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{recipe.init}: init has predictors of another shape than sparsity asks for: give the d_model, "
+            "nhead, dim_feedforward and num_layers of its sparsifier_config.json"
+        ) from error
 
 
 def _adapt(model: LlavaForConditionalGeneration, recipe: Recipe) -> Any:
