@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +19,7 @@ import typer
 from dynamic_llava.commands.bench import bench
 from dynamic_llava.commands.flops import flops
 from dynamic_llava.commands.options import (
+    Downsample,
     ImagePolicy,
     Json,
     OtherImageKeepRate,
@@ -102,6 +104,7 @@ def generate(
     text_keep_rate: OtherTextKeepRate = None,
     image_policy: ImagePolicy = None,
     text_policy: TextPolicy = None,
+    downsample: Downsample = None,
     as_json: Json = False,
 ) -> None:
     """Answer one prompt about any picture; the answer streams.
@@ -122,7 +125,8 @@ def generate(
     streamer = (
         None if as_json else TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
     )
-    reply = ask(loaded, processor, prompt, pictures, max_new_tokens, streamer)
+    with _looking(loaded, processor, downsample) as processor:
+        reply = ask(loaded, processor, prompt, pictures, max_new_tokens, streamer)
     if as_json:
         summary = {} if reply.report is None else reply.report.summary()
         _print_json({"answer": reply.text, "output_token_ids": reply.token_ids, **summary})
@@ -137,6 +141,7 @@ def evaluate(
     text_keep_rate: OtherTextKeepRate = None,
     image_policy: ImagePolicy = None,
     text_policy: TextPolicy = None,
+    downsample: Downsample = None,
     data: Annotated[
         Path | None,
         typer.Option(help="generation: JSON or JSONL with reference answers.", show_default=False),
@@ -169,11 +174,8 @@ def evaluate(
     loaded, processor = _load(model)
     _set_dense(loaded, dense)
     changed = _configure(loaded, image_keep_rate, text_keep_rate, image_policy, text_policy)
-    result = {
-        "command": shlex.join(["dynamic-llava", *sys.argv[1:]]),
-        "model": model,
-        "dense": dense,
-        **evaluation.evaluate(
+    with _looking(loaded, processor, downsample) as processor:
+        measured = evaluation.evaluate(
             loaded,
             processor,
             task,
@@ -183,8 +185,10 @@ def evaluate(
             data=data,
             images=images,
             max_new_tokens=max_new_tokens,
-        ),
-    }
+        )
+    command = shlex.join(["dynamic-llava", *sys.argv[1:]])
+    result = {"command": command, "model": model, "dense": dense, "downsample": downsample, **measured}
+    changed = changed or downsample is not None
     path = output or (None if changed else evaluation.default_output(task, model, dense, limit))
     if path is not None:
         write_json(path, result)
@@ -327,6 +331,17 @@ def _set_dense(model: PreTrainedModel, dense: bool) -> None:
         sparsifier.detach()
     elif not dense and sparsifier is None:
         typer.echo("note: the checkpoint has no sparsifier, so it answers dense", err=True)
+
+
+def _looking(
+    model: PreTrainedModel, processor: ProcessorMixin, rate: float | None
+) -> AbstractContextManager[ProcessorMixin]:
+    """Return a context that yields the processor to ask with: for smaller pictures if there is a rate."""
+    if rate is None:
+        return nullcontext(processor)
+    from dynamic_llava.downsample import downsampled
+
+    return downsampled(model, processor, rate)
 
 
 def _configure(

@@ -149,6 +149,13 @@ def test_policies(option: str, policy: str, command: Command, picture: Path, che
     assert f"{option}_policy is 'magic': choose one of" in line
 
 
+def test_smaller_pictures(command: Command, picture: Path, checkpoint: Path) -> None:
+    ask = ("generate", "--image", picture, "--prompt", "what?", "--max-new-tokens", 2, "--json")
+    answer = command(*ask, "--model", checkpoint, "--downsample", "0.2", "--image-keep-rate", "1").json()
+    assert answer["image_tokens"] == 25
+    assert "keep rate" in refused(command, *ask, "--model", checkpoint, "--downsample", "2")
+
+
 def test_two_pictures(command: Command, picture: Path, checkpoint: Path) -> None:
     ask = ("generate", "--image", picture, "--image", picture, "--prompt", "same?", "--max-new-tokens", 2)
     assert command(*ask, "--json", "--model", checkpoint).json()["image_tokens"] == 288

@@ -23,3 +23,7 @@ ImagePolicy = Annotated[
 TextPolicy = Annotated[
     str | None, typer.Option(help="What drops output tokens: learned, random, uniform, h2o or streaming.")
 ]
+Downsample = Annotated[
+    float | None,
+    typer.Option(help="Smaller pictures, the baseline: at most this share of the image tokens."),
+]
