@@ -7,7 +7,6 @@ Legend: B rows, N tokens, A labelled tokens, C channels, V vocabulary.
 
 from __future__ import annotations
 
-import math
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -135,11 +134,7 @@ class SparseObjective(DenseObjective):
         self.sparsifier.tau = recipe.tau_start * (recipe.tau_end / recipe.tau_start) ** (step / steps)
         if recipe.image_rates and recipe.text_rates:
             draw = random.Random(f"rates-{recipe.seed}-{step}")
-            image, text = (
-                math.exp(draw.uniform(math.log(low), math.log(high)))
-                for low, high in (recipe.image_rates, recipe.text_rates)
-            )
-            rates = TrainRates(image, text)
+            rates = TrainRates(draw.uniform(*recipe.image_rates), draw.uniform(*recipe.text_rates))
             self.sparsifier.train_rates = rates if draw.random() < recipe.drawn_share else None
 
     def forward(self, groups: Sequence[Group], totals: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

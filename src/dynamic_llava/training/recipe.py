@@ -111,7 +111,7 @@ class Recipe(BaseModel):
     """Share of the dynamic stage's loss that pulls the logits to those of the dense model it starts from."""
     image_rates: tuple[float, float] | None = None
     text_rates: tuple[float, float] | None = None
-    """Both set: steps draw their keep rates between these bounds, evenly on a logarithmic scale."""
+    """Both set: steps draw their keep rates between these bounds, and need no ratio loss."""
     drawn_share: float = Field(default=1.0, ge=0, le=1)
     """Share of the steps that draw; the others aim at the rates of ``sparsity``, by the ratio loss."""
     log_every: int = Field(default=1, gt=0)
