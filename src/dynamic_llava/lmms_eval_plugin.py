@@ -1,11 +1,13 @@
-"""``lmms_eval --model dynamic_llava``: the field's benchmarks on any checkpoint that ``load`` takes.
+"""``lmms-eval --model dynamic_llava``: the field's benchmarks on any checkpoint that ``load`` takes.
 
-Found by lmms-eval through the entry point ``lmms_eval.models``; lmms-eval itself is installed by the user.
+lmms-eval, which is installed by the user, finds it through :mod:`dynamic_llava.lmms_eval_manifest`.
 """
 
 from __future__ import annotations
 
+import inspect
 import itertools
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -13,18 +15,20 @@ from typing import Any, cast
 import torch
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
-from lmms_eval.models.registry_v2 import ModelManifest
-from loguru import logger
+from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from PIL import Image
 from tqdm import tqdm
 
 import dynamic_llava
 from dynamic_llava.chat import PLACEHOLDER, chat_prompt, encode
+from dynamic_llava.config import SparsityConfig
 from dynamic_llava.evaluation.batches import Kept
 from dynamic_llava.sparsifier import Sparsifier
 
 MAX_NEW_TOKENS = 1024
-MANIFEST = ModelManifest("dynamic_llava", simple_class_path="dynamic_llava.lmms_eval_plugin.DynamicLlava")
+DEFAULT_STOP = "\n\n"
+"""lmms-eval's few-shot delimiter, the stop string of every task that names none: it would end an answer after
+its first paragraph."""
 
 
 class DynamicLlava(lmms):
@@ -40,10 +44,16 @@ class DynamicLlava(lmms):
         Where and in what it computes; by default the accelerator if there is one, and the checkpoint's dtype.
     dense
         Detach the sparsifier: the stock model.
-    image_keep_rate, text_keep_rate, image_policy, text_policy
-        Settings of the sparsifier to change, see :class:`~dynamic_llava.SparsityConfig`.
+    image_keep_rate, text_keep_rate, image_policy, text_policy, sparsify_image, sparsify_text, layer
+        Settings of the sparsifier to change, see :class:`~dynamic_llava.SparsityConfig`. On a checkpoint
+        without one they make a baseline: the kinds of tokens that get a policy are dropped, the rest stays.
     vision_tower
         For checkpoints in LLaVA's own layout.
+
+    Raises
+    ------
+    ValueError
+        An argument is unknown or out of range, or does not go with the checkpoint or with ``dense``.
     """
 
     def __init__(
@@ -57,16 +67,23 @@ class DynamicLlava(lmms):
         text_keep_rate: float | None = None,
         image_policy: str | None = None,
         text_policy: str | None = None,
+        sparsify_image: bool | None = None,
+        sparsify_text: bool | None = None,
+        layer: int | None = None,
         vision_tower: str | None = None,
         **unknown: Any,
     ) -> None:
         super().__init__()
         if unknown:
-            raise ValueError(f"--model_args has {', '.join(sorted(unknown))}: see {type(self).__qualname__}")
-        if device is None:
-            device = str(torch.accelerator.current_accelerator() or "cpu")
+            known = inspect.signature(type(self)).parameters
+            names = ", ".join(name for name in known if name != "unknown")
+            raise ValueError(f"--model_args has {', '.join(sorted(unknown))}: choose from {names}")
+        if not str(batch_size).isdecimal() or int(batch_size) < 1:
+            raise ValueError(f"batch_size is {batch_size!r}: it must be a whole number >= 1")
+        # Without an index this is the process's own device: lmms-eval has chosen it before.
+        self.device = torch.device(device or torch.accelerator.current_accelerator() or "cpu")
         self.model, processor = dynamic_llava.load(
-            pretrained, dtype=dtype, device=device, vision_tower=vision_tower
+            pretrained, dtype=dtype, device=self.device, vision_tower=vision_tower
         )
         if processor is None:
             raise ValueError(f"{pretrained}: no tokenizer or processor; save the model's own beside it")
@@ -77,21 +94,32 @@ class DynamicLlava(lmms):
             "text_keep_rate": text_keep_rate,
             "image_policy": image_policy,
             "text_policy": text_policy,
+            "sparsify_image": sparsify_image,
+            "sparsify_text": sparsify_text,
+            "layer": layer,
         }
         self._configure({name: value for name, value in changes.items() if value is not None}, dense)
 
     def _configure(self, changes: dict[str, Any], dense: bool) -> None:
         sparsifier = cast(Sparsifier | None, getattr(self.model, "sparsifier", None))
+        if dense and changes:
+            raise ValueError(f"dense=True leaves nothing to drop: leave out {', '.join(changes)}")
         if dense and sparsifier is not None:
             sparsifier.detach()
         elif sparsifier is not None:
             sparsifier.config = replace(sparsifier.config, **changes)
-        if changes and (dense or sparsifier is None):
-            raise ValueError(f"{', '.join(changes)}: the model answers dense; leave them out")
+            sparsifier.check()
+        elif changes:
+            _baseline(changes, self.model.config.text_config.hidden_size).attach(self.model)
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """Answer the requests, those with the same generation settings together."""
+        """Answer the requests, those with the same generation settings together.
+
+        The shares of tokens kept and the speed go to lmms-eval's log and, under ``throughput``, into its
+        results; where several processes share the work, those of the first one's requests.
+        """
         kept = Kept()
+        start = time.perf_counter()
         answers: dict[int, str] = {}
         order = sorted(
             range(len(requests)), key=lambda i: (repr(requests[i].args[1]), -len(requests[i].args[0]))
@@ -105,8 +133,8 @@ class DynamicLlava(lmms):
                 self.cache_hook.add_partial("generate_until", (request.args[0], request.args[1]), text)
             bar.update(len(numbers))
         bar.close()
-        shares = ", ".join(f"{name.replace('_', ' ')} {share:.1%}" for name, share in kept.shares().items())
-        logger.info(f"dynamic_llava: {shares}")
+        seconds, spoken = time.perf_counter() - start, kept.output + kept.cut
+        log_metrics(seconds, spoken, spoken / seconds, kept.shares() if kept.rows else None)
         return [answers[number] for number in range(len(requests))]
 
     def _batches(self, requests: Sequence[Instance], order: Sequence[int]) -> Iterator[list[int]]:
@@ -118,7 +146,7 @@ class DynamicLlava(lmms):
 
     def _answer(self, asked: Sequence[Instance], kept: Kept) -> list[str]:
         settings = dict(asked[0].args[1])
-        until = settings.pop("until", [])
+        until = settings.get("until") or []
         pictures = [self._pictures(request) for request in asked]
         prompts = [
             chat_prompt(self.processor, _prompt(request.args[0], len(images)), len(images))
@@ -133,8 +161,11 @@ class DynamicLlava(lmms):
         tokenizer = self.processor.tokenizer
         ends = (tokenizer.eos_token_id, tokenizer.pad_token_id)
         spoken_B = torch.stack([answer_BN != end for end in ends if end is not None]).all(0).sum(1).tolist()
-        if settings.get("num_beams", 1) == 1:
-            kept.add(self.model, inputs, [min(count, answer_BN.shape[1] - 1) for count in spoken_B])
+        if settings.get("num_beams", 1) == 1:  # the cache has a row a beam, and not of the best one alone
+            # Every spoken token is fed back, but for the last of a row that ran into the limit.
+            fed = [min(count, answer_BN.shape[1] - 1) for count in spoken_B]
+            kept.cut += sum(spoken_B) - sum(fed)
+            kept.add(self.model, inputs, fed)
         texts = self.processor.batch_decode(answer_BN, skip_special_tokens=True)
         return [_cut(text, [until] if isinstance(until, str) else until).strip() for text in texts]
 
@@ -157,14 +188,29 @@ class DynamicLlava(lmms):
         raise NotImplementedError("dynamic_llava answers single-round tasks")
 
 
+def _baseline(changes: dict[str, Any], hidden_size: int) -> Sparsifier:
+    """Return a sparsifier whose policies need no training; tokens without a policy stay."""
+    policies = {kind: changes.get(f"{kind}_policy") for kind in ("image", "text")}
+    if "learned" in policies.values() or not any(policies.values()):
+        raise ValueError(
+            f"{', '.join(changes)}: the checkpoint has no trained sparsifier; leave them out, or name "
+            "policies that need none, such as image_policy=fastv"
+        )
+    drops = {f"sparsify_{kind}": policy is not None for kind, policy in policies.items()}
+    return Sparsifier(SparsityConfig(**drops | changes), hidden_size)
+
+
 def _prompt(context: str, pictures: int) -> str:
     """Return a context whose placeholders fit its pictures: others go, and then the pictures come first."""
     return context if context.count(PLACEHOLDER) == pictures else context.replace(PLACEHOLDER, "").strip()
 
 
 def _generation(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return what ``generate`` takes of a task's settings; greedy unless they ask for a temperature."""
-    temperature = settings.get("temperature") or 0
+    """Return what ``generate`` takes of a task's settings; greedy unless they ask for a temperature.
+
+    ``do_sample: false`` wins over a temperature (MM-Vet has both), as in ``generate`` itself.
+    """
+    temperature = 0 if settings.get("do_sample") is False else settings.get("temperature") or 0
     taken = {"max_new_tokens": settings.get("max_new_tokens", MAX_NEW_TOKENS), "do_sample": temperature > 0}
     if temperature > 0:
         taken |= {"temperature": temperature, "top_p": settings.get("top_p")}
@@ -174,7 +220,7 @@ def _generation(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _cut(text: str, until: Iterable[str]) -> str:
-    """Return the text up to the first of the stop strings."""
+    """Return the text up to the first of the stop strings, lmms-eval's own default left out."""
     for stop in until:
-        text = text.split(stop)[0] if stop else text
+        text = text.split(stop)[0] if stop and stop != DEFAULT_STOP else text
     return text
