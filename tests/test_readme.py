@@ -26,7 +26,7 @@ RUNNABLE = re.findall(r"<!-- run -->\n```console\n\$ (.+)\n```", README)
 SOURCES = "src/dynamic_llava"
 
 
-LAUNCHERS = ("accelerate launch ", "lmms_eval ")
+LAUNCHERS = ("accelerate launch ", "lmms-eval ")
 
 
 def python_blocks(path: str) -> list[str]:
@@ -69,7 +69,7 @@ def test_commands_and_options_exist(command: str) -> None:
             "python -m benchmarks.",
             "python examples/",
             "accelerate launch ",
-            "lmms_eval ",
+            "lmms-eval ",
         )
         assert command.startswith(others)
     ours = [argument for argument in arguments if argument.startswith(("recipes/", "examples/"))]
