@@ -8,6 +8,8 @@ Legend: B batch, N tokens, H heads, G key/value heads, D head size.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,48 +49,34 @@ class KeyWeights:
         self, q_BHND: Tensor, k_BGND: Tensor, v_BGND: Tensor, visible_B1NN: Tensor, scaling: float
     ) -> Tensor:
         """Return what attention returns, ``[B, H, N, D]``."""
-        keyed = (q_BHND, k_BGND, v_BGND, self.policy_BN, visible_B1NN, scaling)
+        qkv = (q_BHND, k_BGND, v_BGND)
         if not self.is_masked:
-            return _valueless_attention(*keyed)
+            return _attend(*qkv, visible_B1NN, scaling, self._without_values)
         if self.eps > 0:
-            return _official_attention(*keyed, self.eps)
-        return masked_attention(*keyed, self.dropped_key_bound)
+            official = functools.partial(masked_softmax, policy_BN=self.policy_BN, eps=self.eps)
+            return _attend(*qkv, visible_B1NN, scaling, official)
+        return masked_attention(*qkv, self.policy_BN, visible_B1NN, scaling, self.dropped_key_bound)
 
-
-def _official_attention(
-    q_BHND: Tensor,
-    k_BGND: Tensor,
-    v_BGND: Tensor,
-    policy_BN: Tensor,
-    visible_B1NN: Tensor,
-    scaling: float,
-    eps: float,
-) -> Tensor:
-    """Attend with the weights of the official code, whose eps lets a little of hidden keys through."""
-    repeats = q_BHND.shape[1] // k_BGND.shape[1]
-    k_BHND, v_BHND = (x_BGND.repeat_interleave(repeats, dim=1) for x_BGND in (k_BGND, v_BGND))
-    with torch.autocast(q_BHND.device.type, enabled=False):
-        scores_BHNN = (q_BHND.float() @ k_BHND.float().mT) * scaling
-        weights_BHNN = masked_softmax(scores_BHNN.masked_fill(~visible_B1NN, -torch.inf), policy_BN, eps)
-        return (weights_BHNN @ v_BHND.float()).to(v_BHND.dtype)
-
-
-def _valueless_attention(
-    q_BHND: Tensor,
-    k_BGND: Tensor,
-    v_BGND: Tensor,
-    policy_BN: Tensor,
-    visible_B1NN: Tensor,
-    scaling: float,
-) -> Tensor:
-    """Attend with a plain softmax; dropped keys keep their share of it and lose their values (ablation)."""
-    repeats = q_BHND.shape[1] // k_BGND.shape[1]
-    k_BHND, v_BHND = (x_BGND.repeat_interleave(repeats, dim=1) for x_BGND in (k_BGND, v_BGND))
-    with torch.autocast(q_BHND.device.type, enabled=False):
-        scores_BHNN = (q_BHND.float() @ k_BHND.float().mT) * scaling
-        weights_BHNN = scores_BHNN.masked_fill(~visible_B1NN, -torch.inf).softmax(-1)
+    def _without_values(self, scores_BHNN: Tensor) -> Tensor:
+        """Return a plain softmax, in which dropped keys keep their share and get no value."""
         own_NN = torch.eye(scores_BHNN.shape[-1], dtype=torch.bool, device=scores_BHNN.device)
-        weights_BHNN = weights_BHNN * torch.where(own_NN, 1.0, policy_BN.float()[:, None, None, :])
+        return scores_BHNN.softmax(-1) * torch.where(own_NN, 1.0, self.policy_BN.float()[:, None, None, :])
+
+
+def _attend(
+    q_BHND: Tensor,
+    k_BGND: Tensor,
+    v_BGND: Tensor,
+    visible_B1NN: Tensor,
+    scaling: float,
+    weigh: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Attend with what ``weigh`` makes of the scores, N x N in memory."""
+    repeats = q_BHND.shape[1] // k_BGND.shape[1]
+    k_BHND, v_BHND = (x_BGND.repeat_interleave(repeats, dim=1) for x_BGND in (k_BGND, v_BGND))
+    with torch.autocast(q_BHND.device.type, enabled=False):
+        scores_BHNN = (q_BHND.float() @ k_BHND.float().mT) * scaling
+        weights_BHNN = weigh(scores_BHNN.masked_fill(~visible_B1NN, -torch.inf))
         return (weights_BHNN @ v_BHND.float()).to(v_BHND.dtype)
 
 
