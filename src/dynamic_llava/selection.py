@@ -85,7 +85,7 @@ def at_rate(logits_BN2: Tensor, rate: float, valid_BN: Tensor) -> Tensor:
         Which tokens count; bool.
     """
     logits_BN2 = logits_BN2.float()
-    if not valid_BN.any():
+    if not logits_BN2.numel():
         return logits_BN2
     keep_BN, drop_BN = logits_BN2.unbind(-1)
     shift_B1 = _shift_to_rate((keep_BN - drop_BN).detach(), rate, valid_BN)
