@@ -59,7 +59,7 @@ def chat_prompt(
     ValueError
         The prompt is empty, its placeholders do not match the pictures, or there is no chat template.
     """
-    return _render(processor, _turns(prompt, pictures, earlier), add_generation_prompt=True)
+    return render(processor, _turns(prompt, pictures, earlier), add_generation_prompt=True)
 
 
 def chat_answer(
@@ -77,7 +77,7 @@ def chat_answer(
         The template renders the prompt differently once it is answered, or as `chat_prompt` does.
     """
     turns = [*_turns(prompt, pictures, earlier), _assistant_turn(answer)]
-    asked, answered = chat_prompt(processor, prompt, pictures, earlier), _render(processor, turns)
+    asked, answered = chat_prompt(processor, prompt, pictures, earlier), render(processor, turns)
     if not answered.startswith(asked):
         raise ValueError("the chat template rewrites the prompt once it is answered; it cannot be scored")
     return answered.removeprefix(asked)
@@ -171,7 +171,7 @@ def _turns(prompt: str, pictures: int, earlier: Sequence[tuple[str, str]]) -> li
 
 
 def _assistant_turn(answer: str) -> dict[str, Any]:
-    return {"role": "assistant", "content": [_text(answer)]}
+    return {"role": "assistant", "content": [text_part(answer)]}
 
 
 def _user_turn(prompt: str, pictures: int) -> dict[str, Any]:
@@ -184,20 +184,22 @@ def _user_turn(prompt: str, pictures: int) -> dict[str, Any]:
     if not prompt.replace(PLACEHOLDER, "").strip():
         raise ValueError("the prompt is empty; write a question or a request")
     first, *rest = (prompt if placeholders else PLACEHOLDER * pictures + prompt).split(PLACEHOLDER)
-    content = [_text(first)]
+    content = [text_part(first)]
     for text in rest:
-        content += [{"type": "image"}, _text(text)]
+        content += [{"type": "image"}, text_part(text)]
     return {"role": "user", "content": [part for part in content if part.get("text") != ""]}
 
 
-def _render(
+def render(
     processor: ProcessorMixin, turns: list[dict[str, Any]], add_generation_prompt: bool = False
 ) -> str:
+    """Write turns with the checkpoint's chat template; ``ValueError`` where it has none."""
     if processor.chat_template is None:
         raise ValueError("the checkpoint has no chat template; add a chat_template.jinja to its folder")
     text = processor.apply_chat_template(turns, add_generation_prompt=add_generation_prompt, tokenize=False)
     return str(text)
 
 
-def _text(text: str) -> dict[str, str]:
+def text_part(text: str) -> dict[str, str]:
+    """Return a piece of text as chat templates take it."""
     return {"type": "text", "text": text.strip()}

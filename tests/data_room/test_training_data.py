@@ -92,6 +92,14 @@ def test_labels_equal_the_mask_of_transformers() -> None:
     assert not any(expected[len(mask) :])
 
 
+def test_pictures_side_by_side_are_refused_by_name() -> None:
+    processor = processor_with(None)
+    processor.chat_template = VICUNA.replace("<image>\n", "<image>")
+    turns = (("<image><image>Which?", "The left one."),)
+    with pytest.raises(BadSample, match="s9: two pictures lie side by side"):
+        encode(processor, render(processor, Conversation("s9", (), turns)), [picture(), picture()])
+
+
 def test_a_template_that_rewrites_history_is_refused() -> None:
     processor = processor_with("{{ messages | length }}{% for m in messages %}{{ m['role'] }}{% endfor %}")
     with pytest.raises(BadSample, match="rewrites earlier turns"):

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-PLACEHOLDER = "<image>"
+from dynamic_llava.chat import PLACEHOLDER
+
 BLOCK = 2**20  # characters of a JSON list that are looked at together
 GAP = re.compile(r"[\s,]*")
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}

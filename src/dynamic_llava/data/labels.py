@@ -12,18 +12,21 @@ from typing import Any
 from PIL import Image
 from transformers import ProcessorMixin
 
-from dynamic_llava.data.conversations import PLACEHOLDER, BadSample, Conversation
+from dynamic_llava import chat
+from dynamic_llava.chat import PLACEHOLDER, text_part
+from dynamic_llava.data.conversations import BadSample, Conversation
 
 
 @dataclass(frozen=True)
-class Chat:
+class Rendered:
     """A conversation as its chat template writes it, and where its answers lie in that text."""
 
+    name: str
     text: str
     answers: tuple[tuple[int, int], ...]
 
 
-def render(processor: ProcessorMixin, conversation: Conversation) -> Chat:
+def render(processor: ProcessorMixin, conversation: Conversation) -> Rendered:
     """Write a conversation with the checkpoint's chat template; an answer ends with its end mark.
 
     Templates that close an answer with nothing, such as Vicuna's in transformers, get the tokenizer's end
@@ -36,11 +39,11 @@ def render(processor: ProcessorMixin, conversation: Conversation) -> Chat:
     """
     messages = _messages(conversation)
     text, spans = "", []
-    whole = _apply(processor, messages, False)
+    whole = chat.render(processor, messages)
     done = 0  # how much of `whole` is in `text`
     for number in range(1, len(messages), 2):
-        asked = _apply(processor, messages[:number], True)
-        answered = _apply(processor, messages[: number + 1], False)
+        asked = chat.render(processor, messages[:number], add_generation_prompt=True)
+        answered = chat.render(processor, messages[: number + 1])
         if not (whole.startswith(asked) and whole.startswith(answered.rstrip())):
             raise BadSample(
                 f"{conversation.name}: the chat template rewrites earlier turns; it cannot be trained on"
@@ -52,7 +55,7 @@ def render(processor: ProcessorMixin, conversation: Conversation) -> Chat:
         ends = processor.tokenizer.all_special_tokens
         text += answer if answer.endswith(tuple(ends)) else answer + processor.tokenizer.eos_token
         spans.append((start, len(text)))
-    return Chat(text + whole[done:].rstrip(), tuple(spans))
+    return Rendered(conversation.name, text + whole[done:].rstrip(), tuple(spans))
 
 
 @dataclass(frozen=True)
@@ -64,17 +67,20 @@ class Encoded:
     pixel_values: Any
 
 
-def encode(processor: ProcessorMixin, chat: Chat, images: Sequence[Image.Image]) -> Encoded:
+def encode(processor: ProcessorMixin, rendered: Rendered, images: Sequence[Image.Image]) -> Encoded:
     """Tokenise a chat with its pictures' placeholders expanded by the processor."""
     begin = processor.tokenizer.bos_token
-    special = begin is None or not chat.text.startswith(begin)
-    given = {"text": [chat.text], "images": list(images) or None, "add_special_tokens": special}
+    special = begin is None or not rendered.text.startswith(begin)
+    given = {"text": [rendered.text], "images": list(images) or None, "add_special_tokens": special}
     outputs = processor(**given)
-    plain = processor.tokenizer(chat.text, return_offsets_mapping=True, add_special_tokens=special)
-    spans = _answers(plain["offset_mapping"], chat.answers)
+    plain = processor.tokenizer(rendered.text, return_offsets_mapping=True, add_special_tokens=special)
+    spans = _answers(plain["offset_mapping"], rendered.answers)
     picture = processor.tokenizer.convert_tokens_to_ids(getattr(processor, "image_token", PLACEHOLDER))
     ids = list(outputs["input_ids"][0])
-    answer_of = _expanded(ids, plain["input_ids"], spans, picture)
+    try:
+        answer_of = _expanded(ids, plain["input_ids"], spans, picture)
+    except BadSample as error:
+        raise BadSample(f"{rendered.name}: {error}") from None
     return Encoded(ids, answer_of, outputs.get("pixel_values"))
 
 
@@ -110,22 +116,10 @@ def _messages(conversation: Conversation) -> list[dict[str, Any]]:
     messages = []
     for question, answer in conversation.turns:
         first, *rest = question.split(PLACEHOLDER)
-        content = [_text(first)]
+        content = [text_part(first)]
         for text in rest:
-            content += [{"type": "image"}, _text(text)]
+            content += [{"type": "image"}, text_part(text)]
         content = [part for part in content if part.get("text") != ""]
         messages.append({"role": "user", "content": content})
-        messages.append({"role": "assistant", "content": [_text(answer)]})
+        messages.append({"role": "assistant", "content": [text_part(answer)]})
     return messages
-
-
-def _text(text: str) -> dict[str, str]:
-    return {"type": "text", "text": text.strip()}
-
-
-def _apply(processor: ProcessorMixin, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
-    if processor.chat_template is None:
-        raise ValueError("the checkpoint has no chat template; add a chat_template.jinja to its folder")
-    return str(
-        processor.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, tokenize=False)
-    )

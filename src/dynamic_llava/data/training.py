@@ -6,7 +6,7 @@ Legend: B rows, N tokens.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -19,6 +19,7 @@ from dynamic_llava.data.conversations import BadSample, Conversation, Conversati
 from dynamic_llava.data.labels import encode, render
 
 IGNORE = -100
+MODEL_INPUTS = ("input_ids", "pixel_values", "attention_mask", "position_ids")
 CHARACTERS_PER_TOKEN = 4  # for grouping only
 BATCHES_TOGETHER = 50  # whose samples are sorted by length
 
@@ -110,6 +111,11 @@ class ConversationDataset(Dataset[dict[str, Any]]):
         if images:
             item["pixel_values"] = torch.stack([torch.as_tensor(x) for x in encoded.pixel_values])
         return item
+
+
+def model_inputs(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a group of rows the model's forward takes."""
+    return {name: group[name] for name in MODEL_INPUTS if name in group}
 
 
 def collate(items: Sequence[dict[str, Any]], pad: int) -> dict[str, Any]:

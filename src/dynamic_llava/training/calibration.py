@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from dynamic_llava.data.training import model_inputs
 from dynamic_llava.sparsifier import Sparsifier
 
 QUANTILES = 41  # every 2.5 %
@@ -50,9 +51,7 @@ def set_text_threshold(
             if not long_BN.any():
                 continue
             seen.clear()
-            names = ("input_ids", "pixel_values", "attention_mask", "position_ids")
-            inputs = {name: group[name] for name in names if name in group}
-            cast(Any, model)(**inputs, answer_mask=answer_BN, use_cache=False, logits_to_keep=1)
+            cast(Any, model)(**model_inputs(group), answer_mask=answer_BN, use_cache=False, logits_to_keep=1)
             keep_BN, drop_BN = seen[-1].float().unbind(-1)
             margins.append((keep_BN - drop_BN)[long_BN])
     finally:

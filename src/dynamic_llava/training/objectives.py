@@ -17,16 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from dynamic_llava.data.training import IGNORE, model_inputs
 from dynamic_llava.policies import TrainRates
 from dynamic_llava.report import Report
 from dynamic_llava.sparsifier import Sparsifier
 from dynamic_llava.training import vision
 from dynamic_llava.training.noise import SampleNoise
-from dynamic_llava.training.packing import IGNORE
 from dynamic_llava.training.recipe import Recipe
 
 Group = Mapping[str, Any]
-MODEL_INPUTS = ("input_ids", "pixel_values", "attention_mask", "position_ids")
 
 
 def counts(groups: Sequence[Group]) -> Tensor:
@@ -96,8 +95,7 @@ class DenseObjective(Objective):
     def logits(self, group: Group, **masks: Tensor) -> Tensor:
         """Return the logits ``[A, V]`` that predict the labelled tokens, and no others: they are large."""
         model = cast(Any, self.model)
-        inputs = {name: group[name] for name in MODEL_INPUTS if name in group}
-        hidden_BNC = model.model(**inputs, use_cache=False, **masks).last_hidden_state
+        hidden_BNC = model.model(**model_inputs(group), use_cache=False, **masks).last_hidden_state
         hidden_AC = hidden_BNC[:, :-1][group["labels"][:, 1:] != IGNORE]
         return cast(Tensor, model.get_output_embeddings()(hidden_AC))
 

@@ -16,8 +16,7 @@ from torch import Tensor
 from transformers import LlavaProcessor
 
 from dynamic_llava.data import Sample
-
-IGNORE = -100
+from dynamic_llava.data.training import IGNORE
 
 
 @dataclass(frozen=True)

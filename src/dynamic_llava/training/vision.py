@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from dynamic_llava.data import Sample, easy_vqa, scenes
-from dynamic_llava.training.packing import IGNORE
+from dynamic_llava.data.training import IGNORE
 
 SHAPES = tuple(sorted({*scenes.SHAPES, *easy_vqa.SHAPES}))
 COLORS = scenes.COLORS
