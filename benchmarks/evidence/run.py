@@ -127,7 +127,8 @@ def ablations(names: list[str]) -> dict[str, Any]:
         variant = Measuring(name)
         trained = variants.recipe(name, Path())["sparsity"]
         budgets = {Budget(trained["image_keep_rate"], 0.5)}
-        budgets |= {Budget(rate, 0.5) for rate in DIAL_RATES if name == "base"}
+        dial = name == "base" or "image_rates" in variants.VARIANTS[name]
+        budgets |= {Budget(rate, 0.5) for rate in DIAL_RATES if dial}
         for seed in SEEDS:
             for budget in sorted(budgets, key=lambda budget: budget.image):
                 own = budget.image == trained["image_keep_rate"]

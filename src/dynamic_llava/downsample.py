@@ -19,9 +19,9 @@ from dynamic_llava.selection import keep_count
 def downsampled(model: PreTrainedModel, processor: ProcessorMixin, rate: float) -> Iterator[ProcessorMixin]:
     """Let a model look at smaller pictures for the length of a block.
 
-    The pictures shrink to the largest square grid of patches with at most ``int(n * rate)`` of the n tokens,
-    and the tower interpolates its position embeddings, as transformers does for other sizes. Nothing else
-    changes: use it on a stock model, or within :func:`dynamic_llava.chat.dense`.
+    The pictures shrink to a grid of :func:`grid_side` patches a side, and the tower interpolates its position
+    embeddings, as transformers does for other sizes. Nothing else changes: use it on a stock model, or within
+    :func:`dynamic_llava.chat.dense`.
 
     Parameters
     ----------
@@ -57,6 +57,11 @@ def downsampled(model: PreTrainedModel, processor: ProcessorMixin, rate: float) 
         handle.remove()
 
 
+def grid_side(tokens: int, rate: float) -> int:
+    """Return the side of the largest square grid of patches with at most ``int(tokens * rate)`` of them."""
+    return math.isqrt(keep_count(tokens, rate))
+
+
 def _arguments(tower: nn.Module) -> set[str]:
     """Return what the tower and its embeddings take; wrappers hand on what they do not name."""
     embeddings = [part for name, part in tower.named_modules() if name.rpartition(".")[2] == "embeddings"]
@@ -70,7 +75,7 @@ def _smaller(processor: ProcessorMixin, rate: float) -> ProcessorMixin:
         raise ValueError(
             f"{type(processor).__name__} makes no square pictures of whole patches: it cannot be downsampled"
         )
-    grid = math.isqrt(keep_count((side // patch) ** 2, rate))
+    grid = grid_side((side // patch) ** 2, rate)
     made = copy.deepcopy(processor)
     square = {"height": grid * patch, "width": grid * patch}
     made.image_processor.crop_size = square

@@ -64,7 +64,8 @@ def test_every_phase(command: Command) -> None:
     (point,) = result["phases"]["decode"]
     assert (point["batch"], point["prompt_tokens"], point["output_tokens"]) == (1, 22, 8)
     assert set(point["contenders"]) == {
-        "dense", "static", "preallocated", "learned", "random", "uniform", "fastv", "h2o", "streaming",
+        "dense", "static", "preallocated", "learned", "random", "uniform", "fastv", "downsample", "h2o",
+        "streaming",
     }  # fmt: skip
     learned = point["contenders"]["learned"]
     assert set(learned["speedup"]) == {"dense", "static", "preallocated"}
@@ -72,7 +73,7 @@ def test_every_phase(command: Command) -> None:
     assert learned["cache_bytes_held"] < point["contenders"]["dense"]["cache_bytes_held"]
     assert learned["bound"] > 1 == point["contenders"]["static"]["bound"]
     without_cache = set(result["phases"]["no-cache"][0]["contenders"])
-    assert without_cache == {"dense", "learned", "random", "uniform", "fastv"}
+    assert without_cache == {"dense", "learned", "random", "uniform", "fastv", "downsample"}
     overhead = result["phases"]["overhead"][0]["decode"]["attached, keeps all"]
     assert overhead["kept_output_share"] == 1
     assert result["phases"]["generate"][0]["contenders"]["dense"]["outside"]["min"] > 0

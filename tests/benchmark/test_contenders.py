@@ -13,6 +13,7 @@ from dynamic_llava.benchmark import phases
 from dynamic_llava.benchmark.bounds import Work, weight_bytes
 from dynamic_llava.benchmark.building import BLOCK, Subject, fill, materialise, skeleton
 from dynamic_llava.benchmark.contenders import Contender, Session, attached, stock
+from dynamic_llava.benchmark.run import _contender
 from dynamic_llava.benchmark.workload import Workload, draw
 
 PROMPT, OUTPUT = IMAGE_TOKENS + TEXT_TOKENS, 40
@@ -77,6 +78,25 @@ def test_every_contender_decodes_the_same_tokens(subject: Subject, work: Workloa
     expected = torch.cat([work.prompt_BN, work.fed_BT], dim=1)
     for seen in fed.values():
         assert torch.equal(torch.cat(seen, dim=1), expected)
+
+
+def test_downsampling_is_a_dense_pass_over_fewer_image_tokens(subject: Subject, work: Workload) -> None:
+    smaller = _contender(subject, settings(image_keep_rate=0.6), "downsample")
+    given = smaller.given(work)
+    assert (given.prompt, given.image_tokens) == (PROMPT - 7, 9)  # 3 x 3 of 4 x 4
+    assert torch.equal(given.prompt_BN[:, -TEXT_TOKENS + 1 :], work.prompt_BN[:, -TEXT_TOKENS + 1 :])
+    dense = stock(subject, "dense")
+    expected = logits_of(dense, given)
+    torch.testing.assert_close(logits_of(smaller, work), expected, atol=2e-5, rtol=0)
+    with torch.inference_mode():
+        last = phases.uncached_step(smaller, work)
+    torch.testing.assert_close(last[:, -1], expected[:, -1], atol=2e-5, rtol=0)
+    with torch.inference_mode():
+        results = phases.prefill([dense, smaller], work.part(3, 0), 1.0, 1, tick=lambda: None)
+    assert results["downsample"]["flops"] == Work(dense, given).prefill_flops()
+    assert results["downsample"]["bound"] == pytest.approx(
+        Work(dense, work).prefill_flops() / Work(dense, given).prefill_flops()
+    )
 
 
 def test_contenders_share_their_weights(subject: Subject, work: Workload) -> None:

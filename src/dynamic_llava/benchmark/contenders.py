@@ -34,11 +34,14 @@ class Contender:
         The stock model, or a shell of it that ``sparsifier`` is attached to.
     sparsifier
         None for stock transformers.
+    image_tokens
+        Tokens of the pictures that it looks at; None takes those of the workload.
     """
 
     name: str
     model: Any
     sparsifier: Sparsifier | None = None
+    image_tokens: int | None = None
 
     @property
     def shape(self) -> DecoderShape:
@@ -49,6 +52,10 @@ class Contender:
     def can_compile(self) -> bool:
         """Whether its decoding step has a fixed shape."""
         return self.sparsifier.evicting is None if self.sparsifier else self.name == "static"
+
+    def given(self, work: Workload) -> Workload:
+        """Return what it is fed of ``work``."""
+        return work if self.image_tokens is None else work.with_image_tokens(self.image_tokens)
 
     def calibrate(self, work: Workload) -> None:
         """Make a learned decision on output tokens keep the share of ``work`` that it is asked for."""
@@ -73,8 +80,10 @@ def stock(subject: Subject, name: str) -> Contender:
     return Contender(name, subject.model)
 
 
-def attached(subject: Subject, name: str, config: SparsityConfig) -> Contender:
-    """Return a contender with a sparsifier of its own.
+def attached(
+    subject: Subject, name: str, config: SparsityConfig, image_tokens: int | None = None
+) -> Contender:
+    """Return a contender with a sparsifier of its own, and pictures of ``image_tokens`` tokens.
 
     Its predictors are the checkpoint's, or random.
     """
@@ -85,7 +94,7 @@ def attached(subject: Subject, name: str, config: SparsityConfig) -> Contender:
         fill((weight for weight in sparsifier.parameters() if weight.ndim > 1), config.seed, scale=2.0)
     model = shell(subject.model)
     sparsifier.attach(model)
-    return Contender(name, model, sparsifier)
+    return Contender(name, model, sparsifier, image_tokens)
 
 
 class Session:
@@ -102,9 +111,9 @@ class Session:
     """
 
     def __init__(self, contender: Contender, work: Workload, compiled: bool) -> None:
-        self.contender, self.work = contender, work
+        self.contender, self.work = contender, contender.given(work)
         compiled = compiled and contender.can_compile
-        self.capacity = work.prompt + work.output
+        self.capacity = self.work.prompt + self.work.output
         self.cache = contender.new_cache(self.capacity, compiled)
         self._decode = _compile(contender.model) if compiled else contender.model
         self._visible_11QS: Tensor | None = None

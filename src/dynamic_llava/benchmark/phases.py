@@ -34,7 +34,7 @@ def prefill(
     results = turns.results()
     dense = Work(Contender("dense", contenders[0].model), work).prefill_flops()
     for contender in contenders:
-        flops = Work(contender, work).prefill_flops()
+        flops = Work(contender, contender.given(work)).prefill_flops()
         judge(results[contender.name], dense / flops, flops / rate)
         results[contender.name]["flops"] = flops
     return results
@@ -68,14 +68,14 @@ def decode(
     allocated = {name: session.allocated_bytes() for name, session in sessions.items()}
     for name, session in sessions.items():
         result, share = results[name], session.kept_share()
-        least = Work(session.contender, work, share).decode_bytes(WARM_UP, work.output - 1)
+        least = Work(session.contender, session.work, share).decode_bytes(WARM_UP, work.output - 1)
         judge(result, dense / least, least / bandwidth)
         result |= {
             "ms_per_token": 1e3 * sum(chunk["seconds"] for chunk in chunks[name]) / (work.output - WARM_UP),
             "bytes_per_token": least,
             "kept_output_share": share,
             "cache_bytes_allocated": allocated[name],
-            "cache_bytes_held": session.held_bytes(work.prompt + work.output),
+            "cache_bytes_held": session.held_bytes(session.work.prompt + work.output),
             "chunks": chunks[name],
         }
         if "peak_bytes" in result:  # the caches of the others are there all the time
@@ -95,7 +95,7 @@ def uncached(
         report = contender.sparsifier.report if contender.sparsifier else None
         kept = [] if report is None else report.text_kept
         share = sum(row.double().mean().item() for row in kept) / len(kept) if kept else 1.0
-        flops = Work(contender, work, share).uncached_flops()
+        flops = Work(contender, contender.given(work), share).uncached_flops()
         judge(results[contender.name], dense / flops, flops / rate)
         results[contender.name] |= {"flops": flops, "kept_output_share": share}
     return results
@@ -126,6 +126,7 @@ def chunks_of(output: int) -> list[tuple[int, int]]:
 
 def uncached_step(contender: Contender, work: Workload) -> Tensor:
     """Compute the step after the whole answer without a cache; return the last logits."""
+    work = contender.given(work)
     state = {}
     if contender.sparsifier is not None:  # what generate(use_cache=False) hands on
         state["past_key_values"] = PromptState(work.prompt, contender.sparsifier.new_report())
@@ -156,7 +157,7 @@ def _chunk(session: Session, start: int, stop: int, taken: float) -> dict[str, A
 
 def _generate(contender: Contender, work: Workload) -> tuple[float, float]:
     """Generate an answer; return the seconds of it all and of those within the model."""
-    model, device = contender.model, work.fed_BT.device
+    model, device, work = contender.model, work.fed_BT.device, contender.given(work)
     forward, inside = model.forward, 0.0
 
     @functools.wraps(forward)

@@ -17,9 +17,10 @@ from dynamic_llava.benchmark.building import (
     skeleton,
 )
 from dynamic_llava.benchmark.contenders import Contender, attached, stock
-from dynamic_llava.benchmark.settings import BASELINES, LEFT_OUT, Settings
+from dynamic_llava.benchmark.settings import BASELINES, DOWNSAMPLE, LEFT_OUT, Settings
 from dynamic_llava.benchmark.timing import Tick
 from dynamic_llava.benchmark.workload import Workload, draw
+from dynamic_llava.downsample import grid_side
 from dynamic_llava.evaluation.results import environment
 from dynamic_llava.flops import DecoderShape
 from dynamic_llava.presets import PRESETS
@@ -42,7 +43,7 @@ def run(settings: Settings, progress: Progress) -> dict[str, Any]:
     output = max(settings.output_tokens) + phases.WARM_UP
     work = draw(subject, max(settings.batches), settings.text_tokens, output, settings.seed)
     with torch.inference_mode(False):
-        contenders = _contenders(subject, settings)
+        contenders = [_contender(subject, settings, name) for name in settings.contenders]
         overhead = _overhead(subject, settings) if "overhead" in settings.phases else []
     ability = {
         "read_bytes_per_second": machine.read_bandwidth(device),
@@ -179,13 +180,11 @@ def _check_memory(
         )
 
 
-def _contenders(subject: Subject, settings: Settings) -> list[Contender]:
-    return [
-        stock(subject, name)
-        if name in BASELINES and name != "preallocated"
-        else attached(subject, name, settings.sparsity(name, subject.predictor))
-        for name in settings.contenders
-    ]
+def _contender(subject: Subject, settings: Settings, name: str) -> Contender:
+    if name in BASELINES and name != "preallocated":
+        return stock(subject, name)
+    tokens = grid_side(subject.image_tokens, settings.image_keep_rate) ** 2 if name == DOWNSAMPLE else None
+    return attached(subject, name, settings.sparsity(name, subject.predictor), tokens)
 
 
 def _overhead(subject: Subject, settings: Settings) -> list[Contender]:

@@ -16,7 +16,8 @@ PHASES = ("prefill", "decode", "no-cache", "overhead", "generate")
 BASELINES = ("dense", "static", "preallocated")
 PREALLOCATING = {"static", "preallocated"}  # their caches are all that sets them apart
 LEFT_OUT = {"generate": PREALLOCATING, "no-cache": PREALLOCATING | set(EVICTING)}
-CONTENDERS = (*BASELINES, *dict.fromkeys((*IMAGE_POLICIES, *TEXT_POLICIES)))
+DOWNSAMPLE = "downsample"
+CONTENDERS = (*BASELINES, *dict.fromkeys((*IMAGE_POLICIES, DOWNSAMPLE, *TEXT_POLICIES)))
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -32,7 +33,8 @@ class Settings:
         Some of :data:`PHASES`.
     contenders
         Some of :data:`CONTENDERS`. ``dense``: stock transformers with its growing cache; ``static``: with its
-        preallocated one; ``preallocated``: nothing dropped, in this library's cache; the others are policies.
+        preallocated one; ``preallocated``: nothing dropped, in this library's cache; ``downsample``: the same
+        with smaller pictures; the others are policies.
     batches, output_tokens
         Rows, and tokens of the answer, to measure with: every batch with every answer.
     text_tokens
@@ -124,7 +126,8 @@ class Settings:
     def sparsity(self, contender: str, predictor: Mapping[str, Any]) -> SparsityConfig:
         """Return what a contender drops; ``predictor`` holds the sizes of its predictors.
 
-        Where a policy does not decide on output tokens (FastV), they all stay.
+        Where a policy does not decide on output tokens (FastV), they all stay. Downsampling drops nothing:
+        its pictures have fewer tokens to begin with.
         """
         drops_text = contender in TEXT_POLICIES
         return SparsityConfig(

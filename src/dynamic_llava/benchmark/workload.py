@@ -53,6 +53,11 @@ class Workload:
         """Output tokens T."""
         return self.fed_BT.shape[1]
 
+    def with_image_tokens(self, tokens: int) -> Workload:
+        """Return the workload with pictures of their first ``tokens`` tokens."""
+        ids_B1, after_BN = self.prompt_BN[:, :1], self.prompt_BN[:, 1 + self.image_tokens - tokens :]
+        return Workload(torch.cat([ids_B1, after_BN], dim=1), self.pictures_BIC[:, :tokens], self.fed_BT)
+
     def part(self, batch: int, output: int) -> Workload:
         """Return the first rows and the first output tokens."""
         return Workload(self.prompt_BN[:batch], self.pictures_BIC[:batch], self.fed_BT[:batch, :output])

@@ -38,7 +38,7 @@ def bench(
     policies: Annotated[
         list[str] | None,
         typer.Option(
-            help="Contenders, commas between: dense, static, preallocated, and policies. Default: all.",
+            help="dense, static, preallocated, downsample or a policy, commas between. Default: all.",
             show_default=False,
         ),
     ] = None,
