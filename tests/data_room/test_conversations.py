@@ -53,7 +53,7 @@ def test_entries_lie_where_they_are_said_to_lie(
             path = folder / name
             path.write_text(text, encoding="utf-8", newline="")
             raw = path.read_bytes()
-            found = [(raw[start : start + size], given) for start, size, given in module._entries(path)]
+            found = [(raw[start : start + size], given) for start, size, given in module.entries(path)]
             assert [json.loads(piece) for piece, _ in found] == entries == [given for _, given in found]
 
 
@@ -102,13 +102,27 @@ def test_a_broken_entry_is_named(tmp_path: Path, broken: dict[str, Any], says: s
         ("a.jsonl", '{"id": 1}\n{"id"\n', "line 2: not JSON"),
         ("a.txt", "hello", "neither a JSON list nor JSON lines"),
         ("a.json", "[]", "no entries"),
+        ("a.json", '[{"id": "\xe9"}]', "not UTF-8"),
+        ("a.jsonl", '{"id": "\xe9"}', "not UTF-8"),
     ],
 )
 def test_a_broken_file_is_named(tmp_path: Path, name: str, text: str, says: str) -> None:
     path = tmp_path / name
-    path.write_text(text)
+    path.write_text(text, encoding="latin-1")
     with pytest.raises(ValueError, match=says):
         Conversations(path)
+
+
+@pytest.mark.parametrize("opened", [True, False])
+def test_a_file_that_changes_while_it_is_used_is_refused(tmp_path: Path, opened: bool) -> None:
+    path = tmp_path / "mix.json"
+    path.write_text(json.dumps([entry(0), entry(1)]))
+    read = Conversations(path)
+    if opened:
+        assert read[0].name == "s0"
+    path.write_text(json.dumps([entry(1)]))
+    with pytest.raises(ValueError, match=r"mix.json: changed since it was first read"):
+        read[1]
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:

@@ -155,9 +155,13 @@ def test_command(command: Command, checkpoint: Path, pictures: Path, tmp_path: P
         ({"image": "red.png"}, "sample 1: unknown layout"),
         ({**PLAIN[0], "image": ["red.png", "blue.png"]}, "sample 1: 'image' must be the name of one picture"),
         ({**PLAIN[0], "answer": " "}, "turn 1 has an empty question or answer"),
-        ({**ROUNDS, "conversations": ROUNDS["conversations"][:3]}, "sample lvis-7: 'conversations' must"),
+        (
+            {**ROUNDS, "conversations": ROUNDS["conversations"][:3]},
+            "sample lvis-7: questions and answers do",
+        ),
         ({**PLAIN[0], "question": "<image><image> Which?"}, "one <image> too many"),
-        (7, "sample 1: is no object"),
+        (7, "neither a JSON list nor JSON lines of objects"),
+        ([7], "sample 1: is no object"),
     ],
 )
 def test_refused_samples(
@@ -187,7 +191,10 @@ def test_refused_options(
     assert message in outcome.stderr
 
 
-@pytest.mark.parametrize(("text", "message"), [("{broken", "line 1: no valid JSON"), ("", "holds no sample")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{broken", "line 1: not JSON"), ("", "it is empty"), ("[]", "no sample"), ("[broken", "after byte")],
+)
 def test_broken_files(text: str, message: str, pictures: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(text)

@@ -8,6 +8,7 @@ The layout is that of LLaVA's instruction mix, LVIS-Instruct4V and ShareGPT4V: `
 from __future__ import annotations
 
 import json
+import os
 import re
 from array import array
 from collections.abc import Iterator, Sequence
@@ -75,9 +76,10 @@ class Conversations(Sequence[Conversation]):
             raise FileNotFoundError(f"{image_folder}: no such folder of pictures")
         self.path = path
         self.image_folder = image_folder or path.parent
+        self._version = _version(path.stat())
         self._start, self._bytes = array("q"), array("q")
         self.characters = array("q")
-        for start, size, entry in _entries(path):
+        for start, size, entry in entries(path):
             self._start.append(start)
             self._bytes.append(size)
             self.characters.append(_text_length(entry))
@@ -96,6 +98,8 @@ class Conversations(Sequence[Conversation]):
         index = range(len(self))[index]
         if self._file is None:
             self._file = self.path.open("rb")
+        if _version(os.fstat(self._file.fileno())) != self._version:
+            raise ValueError(f"{self.path}: changed since it was first read; start again to read it anew")
         self._file.seek(self._start[index])
         return self._checked(json.loads(self._file.read(self._bytes[index])), index)
 
@@ -111,7 +115,7 @@ class Conversations(Sequence[Conversation]):
         where += f" (id {name})"
         images = entry.get("image") or []
         images = [images] if isinstance(images, str) else images
-        turns = _turns(entry.get("conversations"), where)
+        turns = rounds(entry.get("conversations"), where)
         if any(PLACEHOLDER in answer for _, answer in turns):
             raise BadSample(f"{where}: {PLACEHOLDER} in an answer")
         placeholders = sum(question.count(PLACEHOLDER) for question, _ in turns)
@@ -122,7 +126,8 @@ class Conversations(Sequence[Conversation]):
         return Conversation(name, tuple(self.image_folder / image for image in images), turns)
 
 
-def _turns(messages: Any, where: str) -> tuple[tuple[str, str], ...]:
+def rounds(messages: Any, where: str) -> tuple[tuple[str, str], ...]:
+    """Return the (question, answer) pairs of an entry's messages; raise :class:`BadSample` with ``where``."""
     if not isinstance(messages, list) or not messages:
         raise BadSample(f"{where}: no conversations")
     spoken = []
@@ -141,18 +146,24 @@ def _turns(messages: Any, where: str) -> tuple[tuple[str, str], ...]:
     return tuple(zip(values[::2], values[1::2], strict=True))
 
 
-def _entries(path: Path) -> Iterator[tuple[int, int, Any]]:
-    """Yield where each entry lies, its size in bytes, and the entry."""
+def entries(path: Path) -> Iterator[tuple[int, int, Any]]:
+    """Yield where each entry of a JSON list or JSONL file lies, its size in bytes, and the entry.
+
+    Raises
+    ------
+    ValueError
+        If the file is neither.
+    """
     with path.open("rb") as file:
         first = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
-    if first == b"[":
-        yield from _list_entries(path)
-    elif first == b"{":
-        yield from _line_entries(path)
-    else:
-        raise ValueError(
-            f"{path}: neither a JSON list nor JSON lines; it begins with {first.decode('latin-1')!r}"
-        )
+    readers = {b"[": _list_entries, b"{": _line_entries}
+    if first not in readers:
+        found = f"it begins with {first.decode('latin-1')!r}" if first else "it is empty"
+        raise ValueError(f"{path}: neither a JSON list nor JSON lines of objects; {found}")
+    try:
+        yield from readers[first](path)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text: {error}") from error
 
 
 def _line_entries(path: Path) -> Iterator[tuple[int, int, Any]]:
@@ -162,7 +173,7 @@ def _line_entries(path: Path) -> Iterator[tuple[int, int, Any]]:
             if line.strip():
                 try:
                     yield start, len(line), json.loads(line)
-                except ValueError as error:
+                except json.JSONDecodeError as error:
                     raise ValueError(f"{path}, line {number}: not JSON: {error}") from error
             start += len(line)
 
@@ -178,7 +189,7 @@ def _list_entries(path: Path) -> Iterator[tuple[int, int, Any]]:
             place = GAP.match(text, place).end()  # type: ignore[union-attr]
             try:
                 entry, end = decode(text, place)
-            except ValueError as error:
+            except json.JSONDecodeError as error:
                 rest, more = text[place:], file.read(BLOCK)
                 if not more and rest[:1] == "]":
                     return
@@ -199,6 +210,11 @@ def _shorten(position: int, text: str, end: int, consumed: int) -> tuple[int, st
     if end < 2**16:
         return position, text, end
     return position + consumed, text[end:], 0
+
+
+def _version(status: os.stat_result) -> tuple[int, int]:
+    """Return what changes when a file is written."""
+    return status.st_size, status.st_mtime_ns
 
 
 def _text_length(entry: Any) -> int:

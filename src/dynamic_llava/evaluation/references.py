@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dynamic_llava.chat import PLACEHOLDER
+from dynamic_llava.data.conversations import entries, rounds
 from dynamic_llava.evaluation.tasks import Question
 from dynamic_llava.images import open_image
 
@@ -37,34 +36,12 @@ def references(path: Path, images: Path) -> list[Question]:
     if not images.is_dir():
         raise FileNotFoundError(f"{images}: no such folder; give --images the folder of the pictures")
     found: list[Question] = []
-    for number, sample in enumerate(_samples(path), start=1):
+    for number, (_, _, sample) in enumerate(entries(path), start=1):
         name = sample.get("id", sample.get("question_id", number)) if isinstance(sample, dict) else number
         found += _questions(sample, images, where=f"{path}: sample {name}")
     if not found:
-        raise ValueError(f"{path}: holds no sample; give a JSON list, or one JSON object a line")
+        raise ValueError(f"{path}: holds no sample; give a JSON list, or one object a line")
     return found
-
-
-def _samples(path: Path) -> Iterator[Any]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: is not UTF-8 text; give a JSON or JSONL file") from error
-    if text.lstrip().startswith("["):
-        yield from _parsed(text, f"{path}")
-        return
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield _parsed(line, f"{path}, line {number}")
-
-
-def _parsed(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{where}: no valid JSON ({error.msg}); give a JSON list, or one object a line"
-        ) from error
 
 
 def _questions(sample: Any, images: Path, where: str) -> list[Question]:
@@ -85,7 +62,7 @@ def _questions(sample: Any, images: Path, where: str) -> list[Question]:
 def _turns(sample: dict[str, Any], where: str) -> list[tuple[str, str]]:
     """Return the (question, answer) pairs of a sample, in order."""
     if "conversations" in sample:
-        pairs = _rounds(sample["conversations"], where)
+        pairs = list(rounds(sample["conversations"], where))
     elif "question" in sample and "answer" in sample:
         pairs = [(sample["question"], sample["answer"])]
     elif "question" in sample or "text" in sample:
@@ -98,16 +75,3 @@ def _turns(sample: dict[str, Any], where: str) -> list[tuple[str, str]]:
         if pair[0].count(PLACEHOLDER) > (number == 1) or PLACEHOLDER in pair[1]:
             raise ValueError(f"{where}: turn {number} has one {PLACEHOLDER} too many; one picture a sample")
     return pairs
-
-
-def _rounds(messages: Any, where: str) -> list[tuple[str, str]]:
-    """Pair LLaVA's messages, which alternate between ``human`` and ``gpt``."""
-    is_list = isinstance(messages, list) and all(isinstance(message, dict) for message in messages)
-    speakers = [message.get("from") for message in messages] if is_list else []
-    if not speakers or speakers != ["human", "gpt"] * (len(speakers) // 2):
-        raise ValueError(
-            f"{where}: 'conversations' must alternate 'human' and 'gpt', and end with 'gpt': "
-            "every question needs its reference answer"
-        )
-    texts = [message.get("value") for message in messages]
-    return list(zip(texts[::2], texts[1::2], strict=True))
