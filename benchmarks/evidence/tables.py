@@ -31,8 +31,9 @@ def write(result: dict[str, Any]) -> None:
         tables["output tokens"] = _outputs(rows)
         _plot(rows)
     if trained:
-        tables["training"] = _variants(trained, list(result["ablations"]["variants"]))
-        tables["dial"] = _dial(trained, rows)
+        changes = result["ablations"]["variants"]
+        tables["training"] = _variants(trained, changes)
+        tables["dial"] = _dial(trained, changes)
     if "cost" in result:
         tables["cost"] = _costs(result["cost"])
     text = DOCUMENT.read_text(encoding="utf-8")
@@ -103,11 +104,10 @@ def _outputs(rows: list[Row]) -> list[list[str]]:
     return table
 
 
-def _variants(rows: list[Row], names: list[str]) -> list[list[str]]:
+def _variants(rows: list[Row], changes: dict[str, dict[str, Any]]) -> list[list[str]]:
     table = [["training", "short answers", "its dense", "perplexity", "its dense", "exact descriptions"]]
-    for name in names:
-        rate = {"image-10": 0.1, "image-50": 0.5}.get(name, 0.2)
-        cells = [name]
+    for name, changed in changes.items():
+        rate, cells = _trained_for(changed), [name]
         for kind, digits in (("accuracy", 1), ("perplexity", 4), ("exactness", 1)):
             cells.append(_cell(select(rows, method=name, kind=kind, image_keep_rate=rate), digits))
             if kind != "exactness":
@@ -124,20 +124,30 @@ def _costs(costs: dict[str, dict[str, float]]) -> list[list[str]]:
     return table
 
 
-def _dial(rows: list[Row], compared: list[Row]) -> list[list[str]]:
-    """Compare trainings for one rate with one for all; short answers lose hardly any output tokens."""
-    rates = (0.1, 0.2, 0.5)
-    table = [["training", *(f"{rate:.0%} of image tokens" for rate in rates)]]
-    apart = {0.1: "image-10", 0.2: "base", 0.5: "image-50"}
-    found = {
-        "for that rate alone": [
-            select(rows, method=apart[r], kind="accuracy", image_keep_rate=r) for r in rates
+def _dial(rows: list[Row], changes: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """Compare trainings for one rate with one for all, with half of the output tokens."""
+    rates, kinds = (0.1, 0.2, 0.5), (("accuracy", 1), ("perplexity", 3))
+    apart = [
+        name for name in changes if name == "base" or "image_keep_rate" in changes[name].get("sparsity", {})
+    ]
+    trainings = {"for that rate alone": {_trained_for(changes[name]): name for name in apart}}
+    for name, changed in changes.items():
+        if name == "base" or "image_rates" in changed:
+            trainings[name] = dict.fromkeys(rates, name)
+    table = [["training", *(f"{kind}, {rate:.0%} of image tokens" for kind, _ in kinds for rate in rates)]]
+    for title, names in trainings.items():
+        found = [
+            _cell(select(rows, method=names.get(rate), kind=kind, image_keep_rate=rate), digits)
+            for kind, digits in kinds
+            for rate in rates
         ]
-    }
-    found["base"] = [select(rows, method="base", kind="accuracy", image_keep_rate=r) for r in rates]
-    wanted = {"method": "learned, dial", "kind": "accuracy"}
-    found["dial"] = [select(compared, image_keep_rate=r, **wanted) for r in rates]
-    return table + [[name, *(_cell(values, 1) for values in row)] for name, row in found.items()]
+        table.append([title, *found])
+    return table
+
+
+def _trained_for(changed: dict[str, Any]) -> float:
+    """Return the share of image tokens that a variant of base was trained for."""
+    return float(changed.get("sparsity", {}).get("image_keep_rate", 0.2))
 
 
 def _rates(rows: list[Row], name: str) -> list[float]:

@@ -53,6 +53,24 @@ def test_the_best_method_is_bold_and_a_missing_one_a_dash() -> None:
     assert found["fastv + h2o"] == "–"
 
 
+def test_the_dial_is_compared_with_the_training_for_each_rate() -> None:
+    changes = {"base": {}, "image-10": {"sparsity": {"image_keep_rate": 0.1}}, "dial": variants.DIAL}
+    measured = [
+        row | {"method": name, "image_keep_rate": rate, "value": value}
+        for name, rate, value in (
+            ("base", 0.1, 70.0),
+            ("base", 0.2, 90.0),
+            ("image-10", 0.1, 85.0),
+            ("dial", 0.1, 86.0),
+        )
+        for row in rows(any=0.0)
+    ]
+    apart, base, dial = (row[1:4] for row in tables._dial(measured, changes)[1:])
+    assert apart == ["85.0 ± 0.0", "90.0 ± 0.0", "–"]
+    assert base == ["70.0 ± 0.0", "90.0 ± 0.0", "–"]
+    assert dial == ["86.0 ± 0.0", "–", "–"]
+
+
 def test_a_method_keeps_its_budget_and_leaves_the_model_as_it_was() -> None:
     model, processor = dynamic_llava.load("nano")
     before = model.sparsifier.config.to_dict()
