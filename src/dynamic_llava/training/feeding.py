@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,10 +19,18 @@ from dynamic_llava.training.recipe import Recipe
 
 @dataclass(frozen=True)
 class Feed:
-    """Data of one training: ``unseen`` is what the output predictor's threshold is set on."""
+    """Data of one training.
+
+    Attributes
+    ----------
+    order
+        Returns the order of ``train``, given the number of processes that share a step.
+    unseen
+        What the output predictor's threshold is set on.
+    """
 
     train: Dataset[Any]
-    sampler: Sampler[int]
+    order: Callable[[int], Sampler[int]]
     evaluation: Dataset[Any] | None
     unseen: Dataset[Any]
     collate: Callable[[list[Any]], dict[str, Any]]
@@ -38,16 +45,17 @@ def feed(recipe: Recipe, processor: LlavaProcessor) -> Feed:
 
 def _conversations(recipe: Recipe, data: recipes.Conversations, processor: LlavaProcessor) -> Feed:
     train = _dataset(data, processor)
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    batch = recipe.batch_size * recipe.accumulate * processes
-    sampler = LengthGrouped(train.lengths, batch, recipe.seed)
+
+    def order(processes: int) -> Sampler[int]:
+        return LengthGrouped(train.lengths, recipe.batch_size * recipe.accumulate * processes, recipe.seed)
+
     evaluation = None
     if recipe.evaluation is not None and recipe.evaluation.data is not None:
         evaluation = _dataset(recipe.evaluation.data, processor)
     pad = processor.tokenizer.pad_token_id
     if pad is None:
         pad = processor.tokenizer.eos_token_id
-    return Feed(train, sampler, evaluation, evaluation or train, functools.partial(collate, pad=pad))
+    return Feed(train, order, evaluation, evaluation or train, functools.partial(collate, pad=pad))
 
 
 def _dataset(data: recipes.Conversations, processor: LlavaProcessor) -> ConversationDataset:
@@ -69,4 +77,4 @@ def _drawn(recipe: Recipe, processor: LlavaProcessor) -> Feed:
     if recipe.evaluation is not None:
         first = steps + recipe.calibration_steps
         evaluation = generated.GeneratedSteps(recipe, processor, first, recipe.evaluation.steps)
-    return Feed(train, SequentialSampler(train), evaluation, unseen, generated.unwrap)
+    return Feed(train, lambda processes: SequentialSampler(train), evaluation, unseen, generated.unwrap)

@@ -130,15 +130,16 @@ def _trainer(recipe: Recipe, stage: stages.Stage, data: Feed) -> SparseTrainer:
             "several GPUs and one process: start it with accelerate launch -m dynamic_llava train RECIPE, or "
             "set CUDA_VISIBLE_DEVICES to one of them"
         )
+    order = data.order(arguments.world_size)
     trainer = SparseTrainer(
         recipe,
-        data.sampler,
+        order,
         model=stage.objective,
         args=arguments,
         train_dataset=data.train,
         eval_dataset=data.evaluation,
         data_collator=data.collate,
-        callbacks=[Schedules(stage.objective, data.sampler), Log(recipe.output / LOG)],
+        callbacks=[Schedules(stage.objective, order), Log(recipe.output / LOG)],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
