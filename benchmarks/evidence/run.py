@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from benchmarks.evidence import cost, methods, tables, variants
+from benchmarks.evidence.courses import course
 from benchmarks.evidence.methods import METHODS, Budget, Method
 
 import dynamic_llava
@@ -138,7 +139,11 @@ def ablations(names: list[str]) -> dict[str, Any]:
             for kind in ("accuracy", "perplexity"):
                 cell = variant.dense(kind, seed)
                 rows.append(_row(f"{name}, dense", kind, Budget(), seed, cell))
-    return {"rows": rows, "variants": {name: variants.VARIANTS[name] for name in names}}
+    return {
+        "rows": rows,
+        "variants": {name: variants.VARIANTS[name] for name in names},
+        "courses": {name: course(WORK / name / "log.jsonl") for name in names},
+    }
 
 
 def train(names: list[str]) -> Iterator[str]:

@@ -33,6 +33,7 @@ def write(result: dict[str, Any]) -> None:
     if trained:
         changes = result["ablations"]["variants"]
         tables["training"] = _variants(trained, changes)
+        tables["course"] = _courses(result["ablations"]["courses"])
         tables["dial"] = _dial(trained, changes)
     if "cost" in result:
         tables["cost"] = _costs(result["cost"])
@@ -113,6 +114,14 @@ def _variants(rows: list[Row], changes: dict[str, dict[str, Any]]) -> list[list[
             if kind != "exactness":
                 cells.append(_cell(select(rows, method=f"{name}, dense", kind=kind), digits))
         table.append(cells)
+    return table
+
+
+def _courses(courses: dict[str, dict[str, float]]) -> list[list[str]]:
+    table = [["training", "gradient norm", "greatest", "image tokens kept", "output tokens kept"]]
+    for name, row in courses.items():
+        norms = [f"{row[key]:,.{1 if row[key] < 100 else 0}f}" for key in ("grad_norm", "greatest_grad_norm")]
+        table.append([name, *norms, f"{row['image_kept']:.1%}", f"{row['text_kept']:.1%}"])
     return table
 
 

@@ -23,6 +23,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "layer-1": {"sparsity": {"layer": 1}},
     "layer-4": {"sparsity": {"layer": 4}},
     "plain-softmax": {"sparsity": {"masked_softmax": False}},
+    "unbounded": {"sparsity": {"dropped_key_bound": 1e6}},  # the definition, as in the official code
     "len-0": {"sparsity": {"min_answer_length": 0}},
     "len-100": {"sparsity": {"min_answer_length": 100}},
     "lambda-10": {"sparsity": {"ratio_weight": 10.0}},

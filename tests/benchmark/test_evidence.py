@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from benchmarks.evidence import methods, tables, variants
+from benchmarks.evidence.courses import course
 from benchmarks.evidence.methods import METHODS, Budget
 
 import dynamic_llava
@@ -51,6 +53,21 @@ def test_the_best_method_is_bold_and_a_missing_one_a_dash() -> None:
     assert found["learned"].startswith("**91.0 ±")
     assert found["random"].startswith("81.0 ±")
     assert found["fastv + h2o"] == "–"
+
+
+def test_a_course_is_read_from_the_log(tmp_path: Path) -> None:
+    steps = [
+        {"step": n, "grad_norm": float(n), "image_kept": n / 200, "text_kept": 0.5} for n in range(1, 101)
+    ]
+    lines = [*steps, {"step": 100, "eval_loss": 1.0}]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert course(tmp_path / "log.jsonl") == {
+        "steps": 100,
+        "grad_norm": 50.5,
+        "greatest_grad_norm": 100.0,
+        "image_kept": pytest.approx(75.5 / 200),
+        "text_kept": 0.5,
+    }
 
 
 def test_the_dial_is_compared_with_the_training_for_each_rate() -> None:
