@@ -36,6 +36,7 @@ METHODS = {
     "fastv + h2o": Method("fastv", "h2o"),
     "downsample + streaming": Method("downsample", "streaming"),
 }
+OUTPUT_POLICIES = ("learned", "random", "uniform", "h2o", "streaming")
 
 
 @dataclass(frozen=True)

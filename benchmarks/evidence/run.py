@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from benchmarks.evidence import cost, methods, tables, variants
 from benchmarks.evidence.courses import course
-from benchmarks.evidence.methods import METHODS, Budget, Method
+from benchmarks.evidence.methods import METHODS, OUTPUT_POLICIES, Budget, Method
 
 import dynamic_llava
 from dynamic_llava.evaluation import tasks
@@ -82,42 +82,30 @@ def questions(kind: str, seed: int) -> list[tasks.Question]:
 
 
 def policies() -> dict[str, Any]:
-    """Compare the methods on the bundled model, at every budget."""
-    nano = Measuring("nano")
-    kinds = ("accuracy", "perplexity")
+    """Compare the methods at every budget: on the bundled weights, and on those trained over drawn rates."""
     rows: list[dict[str, Any]] = []
-    for seed in SEEDS:
-        rows += [_row("dense", kind, Budget(), seed, nano.dense(kind, seed)) for kind in kinds]
-        for name, method in METHODS.items():
-            for image in IMAGE_RATES:
-                budget = Budget(image=image)
-                cell = nano.cell("accuracy", name, method, budget, seed)
-                rows.append(_row(name, "accuracy", budget, seed, cell))
-                for text in TEXT_RATES:
-                    budget = Budget(image, text)
-                    cell = nano.cell("perplexity", name, method, budget, seed)
-                    rows.append(_row(name, "perplexity", budget, seed, cell))
-        if (WORK / DIAL / "model").exists():
-            rows += _dialled(Measuring(DIAL), seed)
-        for text in TEXT_RATES:  # the choice of output tokens alone
-            for policy in ("learned", "random", "uniform", "h2o", "streaming"):
-                budget, method = Budget(0.2, text), Method("learned", policy)
-                cell = nano.cell("perplexity", f"learned image, {policy}", method, budget, seed)
-                rows.append(_row(f"learned image, {policy}", "perplexity", budget, seed, cell))
+    for name in ("nano", DIAL):
+        if name == "nano" or (WORK / name / "model").exists():
+            model = Measuring(name)
+            rows += [row | {"model": name} for seed in SEEDS for row in _compared(model, seed)]
     return {"rows": rows}
 
 
-def _dialled(model: Measuring, seed: int) -> list[dict[str, Any]]:
-    """Measure the predictors that were trained over drawn rates, with their own weights, at every budget."""
-    name, learned = f"learned, {DIAL}", METHODS["learned"]
-    rows = []
-    for image in IMAGE_RATES:
-        cell = model.cell("accuracy", "learned", learned, Budget(image=image), seed)
-        rows.append(_row(name, "accuracy", Budget(image=image), seed, cell))
-        for text in TEXT_RATES:
-            cell = model.cell("perplexity", "learned", learned, Budget(image, text), seed)
-            rows.append(_row(name, "perplexity", Budget(image, text), seed, cell))
-    return rows
+def _compared(model: Measuring, seed: int) -> Iterator[dict[str, Any]]:
+    for kind in ("accuracy", "perplexity"):
+        yield _row("dense", kind, Budget(), seed, model.dense(kind, seed))
+    for name, method in METHODS.items():
+        for image in IMAGE_RATES:
+            budget = Budget(image=image)
+            yield _row(name, "accuracy", budget, seed, model.cell("accuracy", name, method, budget, seed))
+            for text in TEXT_RATES:
+                budget = Budget(image, text)
+                cell = model.cell("perplexity", name, method, budget, seed)
+                yield _row(name, "perplexity", budget, seed, cell)
+    for text in TEXT_RATES:  # the choice of output tokens alone
+        for policy in OUTPUT_POLICIES:
+            budget, method, name = Budget(0.2, text), Method("learned", policy), f"learned image, {policy}"
+            yield _row(name, "perplexity", budget, seed, model.cell("perplexity", name, method, budget, seed))
 
 
 def ablations(names: list[str]) -> dict[str, Any]:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
-from benchmarks.evidence.methods import METHODS as OWN
+from benchmarks.evidence.methods import METHODS, OUTPUT_POLICIES
+from benchmarks.evidence.plots import draw
+from benchmarks.evidence.rows import Row, rates_of, select, summary
 
 from dynamic_llava.files import replacing
 
-METHODS = (*OWN, "learned, dial")
 DOCUMENT = Path("docs") / "results.md"
 PLOTS = Path("docs") / "images" / "results"
-STUDENT_95 = {1: 0.0, 2: 12.706, 3: 4.303}  # two-sided quantile of t for the mean of n values
-Row = dict[str, Any]
-Key = Callable[[Row], Any]
 
 
 def write(result: dict[str, Any]) -> None:
@@ -25,11 +23,13 @@ def write(result: dict[str, Any]) -> None:
     rows = result.get("policies", {}).get("rows", [])
     trained = result.get("ablations", {}).get("rows", [])
     tables: dict[str, list[list[str]]] = {}
+    for model in dict.fromkeys(row["model"] for row in rows):
+        own = [row for row in rows if row["model"] == model]
+        tables[f"accuracy, {model}"] = _accuracies(own)
+        tables[f"perplexity, {model}"] = _perplexities(own)
+        tables[f"output tokens, {model}"] = _outputs(own)
     if rows:
-        tables["accuracy"] = _accuracies(rows)
-        tables["perplexity"] = _perplexities(rows)
-        tables["output tokens"] = _outputs(rows)
-        _plot(rows)
+        draw(rows, PLOTS)
     if trained:
         changes = result["ablations"]["variants"]
         tables["training"] = _variants(trained, changes)
@@ -43,18 +43,6 @@ def write(result: dict[str, Any]) -> None:
         text = mark.sub(lambda found, table=table: found[1] + _markdown(table) + found[2], text)  # type: ignore[misc]
     with replacing(DOCUMENT) as partial:
         partial.write_text(text, encoding="utf-8")
-
-
-def summary(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean over seeds and the half-width of its 95 % interval (Student's t)."""
-    spread = stdev(values) if len(values) > 1 else 0.0
-    return fmean(values), STUDENT_95[len(values)] * spread / len(values) ** 0.5
-
-
-def select(rows: Iterable[Row], **wanted: Any) -> list[float]:
-    """Return the values of the rows that have all of ``wanted``, by seed."""
-    found = [row for row in rows if all(row[name] == value for name, value in wanted.items())]
-    return [row["value"] for row in sorted(found, key=lambda row: row["seed"])]
 
 
 def _cell(values: Sequence[float], digits: int) -> str:
@@ -75,7 +63,7 @@ def _best(values: Sequence[Sequence[float]], digits: int, highest: bool) -> list
 def _accuracies(rows: list[Row]) -> list[list[str]]:
     dense = _cell(select(rows, method="dense", kind="accuracy"), 1)
     table = [["image tokens kept", *METHODS], ["all (dense)", dense, *[""] * (len(METHODS) - 1)]]
-    for rate in _rates(rows, "image_keep_rate"):
+    for rate in rates_of(rows, "image_keep_rate"):
         found = [select(rows, method=name, kind="accuracy", image_keep_rate=rate) for name in METHODS]
         table.append([f"{rate:.0%}", *_best(found, 1, highest=True)])
     return table
@@ -87,8 +75,8 @@ def _perplexities(rows: list[Row]) -> list[list[str]]:
         ["image tokens", "output tokens", *METHODS],
         ["all", "all (dense)", dense, *[""] * (len(METHODS) - 1)],
     ]
-    for image in _rates(rows, "image_keep_rate"):
-        for text in _rates(rows, "text_keep_rate"):
+    for image in rates_of(rows, "image_keep_rate"):
+        for text in rates_of(rows, "text_keep_rate"):
             wanted = {"kind": "perplexity", "image_keep_rate": image, "text_keep_rate": text}
             found = [select(rows, method=name, **wanted) for name in METHODS]
             table.append([f"{image:.0%}", f"{text:.0%}", *_best(found, 4, highest=False)])
@@ -96,11 +84,10 @@ def _perplexities(rows: list[Row]) -> list[list[str]]:
 
 
 def _outputs(rows: list[Row]) -> list[list[str]]:
-    policies = ("learned", "random", "uniform", "h2o", "streaming")
-    table = [["output tokens", *policies]]
-    for text in _rates(rows, "text_keep_rate"):
+    table = [["output tokens", *OUTPUT_POLICIES]]
+    for text in rates_of(rows, "text_keep_rate"):
         wanted = {"kind": "perplexity", "image_keep_rate": 0.2, "text_keep_rate": text}
-        found = [select(rows, method=f"learned image, {policy}", **wanted) for policy in policies]
+        found = [select(rows, method=f"learned image, {policy}", **wanted) for policy in OUTPUT_POLICIES]
         table.append([f"{text:.0%}", *_best(found, 4, highest=False)])
     return table
 
@@ -159,48 +146,7 @@ def _trained_for(changed: dict[str, Any]) -> float:
     return float(changed.get("sparsity", {}).get("image_keep_rate", 0.2))
 
 
-def _rates(rows: list[Row], name: str) -> list[float]:
-    return sorted({row[name] for row in rows} - {1.0})
-
-
 def _markdown(table: list[list[str]]) -> str:
     lines = ["| " + " | ".join(row) + " |" for row in table]
     lines.insert(1, "|-" * len(table[0]) + "|")
     return "\n".join(lines) + "\n"
-
-
-def _plot(rows: list[Row]) -> None:
-    import matplotlib.pyplot as plt
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FixedLocator, NullFormatter
-
-    PLOTS.mkdir(parents=True, exist_ok=True)
-    figure: Figure
-    for kind, axis, fixed in (
-        ("accuracy", "image_keep_rate", {"text_keep_rate": 1.0}),
-        ("perplexity", "text_keep_rate", {"image_keep_rate": 0.2}),
-    ):
-        figure, axes = plt.subplots(figsize=(7.5, 4), layout="constrained")
-        places = _rates(rows, axis)
-        for name in METHODS:
-            found = [select(rows, method=name, kind=kind, **{axis: place}, **fixed) for place in places]
-            if not all(found):
-                continue
-            means, reaches = zip(*(summary(values) for values in found), strict=True)
-            axes.errorbar(
-                [100 * place for place in places], means, reaches, marker="o", capsize=3, label=name
-            )
-        axes.axhline(
-            fmean(select(rows, method="dense", kind=kind)), color="grey", linestyle=":", label="dense"
-        )
-        axes.set_xlabel(f"{'image' if kind == 'accuracy' else 'output'} tokens kept, %")
-        axes.set_ylabel("right short answers, %" if kind == "accuracy" else "perplexity of descriptions")
-        if kind == "perplexity":
-            axes.set_yscale("log")
-            axes.yaxis.set_major_locator(FixedLocator([1, 1.2, 1.5, 2, 3, 4]))
-            axes.yaxis.set_major_formatter("{x:g}")
-            axes.yaxis.set_minor_formatter(NullFormatter())
-        figure.legend(loc="outside right upper", frameon=False)
-        with replacing(PLOTS / f"{kind}.png") as partial:
-            figure.savefig(partial, dpi=120)
-        plt.close(figure)

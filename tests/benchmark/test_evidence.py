@@ -10,6 +10,7 @@ import pytest
 from benchmarks.evidence import methods, tables, variants
 from benchmarks.evidence.courses import course
 from benchmarks.evidence.methods import METHODS, Budget
+from benchmarks.evidence.rows import summary
 
 import dynamic_llava
 from dynamic_llava.evaluation import tasks
@@ -30,7 +31,7 @@ def test_every_variant_changes_a_recipe_that_reads(
 
 
 def test_intervals_are_students() -> None:
-    mean, reach = tables.summary([1.0, 2.0, 3.0])
+    mean, reach = summary([1.0, 2.0, 3.0])
     assert mean == 2.0
     assert reach == pytest.approx(4.303 / 3**0.5)
 
