@@ -26,10 +26,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "unbounded": {"sparsity": {"dropped_key_bound": 1e6}},  # the definition, as in the official code
     "len-0": {"sparsity": {"min_answer_length": 0}},
     "len-100": {"sparsity": {"min_answer_length": 100}},
+    "lambda-1": {"sparsity": {"ratio_weight": 1.0}},
     "lambda-10": {"sparsity": {"ratio_weight": 10.0}},
     "lambda-1000": {"sparsity": {"ratio_weight": 1000.0}},
     "predictors-distilled": {"train": "predictors", "distill_weight": 1.0},
+    "predictors-lambda-10": {"train": "predictors", "sparsity": {"ratio_weight": 10.0}},
     "dial-predictors": {**DIAL, "train": "predictors", "distill_weight": 1.0},
+    "dial-lambda-10": {**DIAL, "sparsity": {"ratio_weight": 10.0}},
 }
 
 
