@@ -11,23 +11,22 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.evidence import cost, methods, tables, variants
+from benchmarks.evidence import cost, methods, tables, training, variants
 from benchmarks.evidence.courses import course
 from benchmarks.evidence.methods import METHODS, OUTPUT_POLICIES, Budget, Method
+from benchmarks.evidence.variants import WORK
 
 import dynamic_llava
 from dynamic_llava.evaluation import tasks
 from dynamic_llava.evaluation.results import environment
 from dynamic_llava.files import write_json
 
-WORK = Path("runs") / "results"
 RESULT = Path("benchmarks") / "results" / "evidence.json"
 SEEDS = (0, 1, 2)
 SCENES, QUESTIONS = 60, 300  # of each seed: its own held-out scenes
@@ -134,18 +133,6 @@ def ablations(names: list[str]) -> dict[str, Any]:
     }
 
 
-def train(names: list[str]) -> Iterator[str]:
-    """Train what is not trained yet; yield the names of all that is."""
-    for name in names:
-        folder = WORK / name
-        if not (folder / "model").exists():
-            recipe = variants.write_recipe(name, folder)
-            resume = ["--resume"] if any(folder.glob("checkpoint-*/complete")) else []
-            command = [sys.executable, "-m", "dynamic_llava", "train", str(recipe), *resume]
-            subprocess.run(command, check=True)
-        yield name
-
-
 def _row(method: str, kind: str, budget: Budget, seed: int, cell: dict[str, Any]) -> dict[str, Any]:
     value = cell["perplexity"] if kind == "perplexity" else round(100 * cell["right"] / cell["total"], 4)
     return {
@@ -165,7 +152,7 @@ def main() -> None:
     options = parser.parse_args()
     result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
     if options.only in (None, "ablations"):  # first, for it trains the dial that is compared as a policy
-        result["ablations"] = ablations(list(train(options.variants)))
+        result["ablations"] = ablations(training.train(options.variants))
     if options.only in (None, "policies"):
         result["policies"] = policies()
     if options.only in (None, "cost"):

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 BASE = Path("recipes") / "results" / "base.yaml"
+WORK = Path("runs") / "results"
 DIAL = {"image_rates": [0.05, 0.6], "text_rates": [0.2, 0.8], "drawn_share": 0.5}
 
 VARIANTS: dict[str, dict[str, Any]] = {

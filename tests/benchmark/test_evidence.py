@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.evidence import methods, tables, variants
+from benchmarks.evidence import methods, tables, training, variants
 from benchmarks.evidence.courses import course
 from benchmarks.evidence.methods import METHODS, Budget
 from benchmarks.evidence.rows import summary
@@ -28,6 +29,28 @@ def test_every_variant_changes_a_recipe_that_reads(
     base = Recipe.read(variants.write_recipe("base", tmp_path / "base"))
     assert recipe.output == tmp_path / name
     assert (recipe.model_dump(exclude={"output"}) == base.model_dump(exclude={"output"})) == (name == "base")
+
+
+def test_training_starts_with_the_dense_model_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    monkeypatch.chdir(tmp_path)
+    commands: list[list[str]] = []
+    monkeypatch.setattr(training.subprocess, "run", lambda command, check: commands.append(command[4:]))
+    for done in (
+        "runs/nano-vision/model",
+        "runs/nano-dense/checkpoint-100/complete",
+        "runs/results/dial/model",
+    ):
+        (tmp_path / done).mkdir(parents=True)
+    assert training.train(["base", "dial"]) == ["base", "dial"]
+    places, mixed = (str(Path("recipes") / f"nano-{stage}.yaml") for stage in ("places", "mixed"))
+    base = str(Path("runs") / "results" / "base.yaml")
+    assert commands == [[str(Path("recipes") / "nano-dense.yaml"), "--resume"], [places], [mixed], [base]]
+    commands.clear()
+    training.train(["dial"])
+    assert commands == []
 
 
 def test_intervals_are_students() -> None:
