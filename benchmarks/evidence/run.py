@@ -12,7 +12,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,7 @@ def _compared(model: Measuring, seed: int) -> Iterator[dict[str, Any]]:
             yield _row(name, "perplexity", budget, seed, model.cell("perplexity", name, method, budget, seed))
 
 
-def ablations(names: list[str]) -> dict[str, Any]:
+def ablations(names: Sequence[str]) -> dict[str, Any]:
     """Compare the variants of training at the rates that they were trained for, and the dials at others."""
     learned = METHODS["learned"]
     rows: list[dict[str, Any]] = []
