@@ -32,7 +32,7 @@ SEEDS = (0, 1, 2)
 SCENES, QUESTIONS = 60, 300  # of each seed: its own held-out scenes
 IMAGE_RATES, TEXT_RATES = (0.05, 0.1, 0.2, 0.5), (0.2, 0.5, 0.8)
 DIAL_RATES = (0.1, 0.2, 0.5)
-DIAL = "dial"
+DIALLED = "dial-distilled"
 
 
 class Measuring:
@@ -83,7 +83,7 @@ def questions(kind: str, seed: int) -> list[tasks.Question]:
 def policies() -> dict[str, Any]:
     """Compare the methods at every budget: on the bundled weights, and on those trained over drawn rates."""
     rows: list[dict[str, Any]] = []
-    for name in ("nano", DIAL):
+    for name in ("nano", DIALLED):
         if name == "nano" or (WORK / name / "model").exists():
             model = Measuring(name)
             rows += [row | {"model": name} for seed in SEEDS for row in _compared(model, seed)]

@@ -14,6 +14,7 @@ DIAL = {"image_rates": [0.05, 0.6], "text_rates": [0.2, 0.8], "drawn_share": 0.5
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "base": {},
+    "base-again": {"seed": 3},  # how far apart two trainings with the same settings lie
     "dial": DIAL,
     "predictors": {"train": "predictors"},
     "distilled": {"distill_weight": 0.5},
