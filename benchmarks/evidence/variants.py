@@ -34,6 +34,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "predictors-distilled": {"train": "predictors", "distill_weight": 1.0},
     "predictors-lambda-10": {"train": "predictors", "sparsity": {"ratio_weight": 10.0}},
     "dial-predictors": {**DIAL, "train": "predictors", "distill_weight": 1.0},
+    "dial-always-drawn": {**DIAL, "drawn_share": 1.0},
     "dial-lambda-10": {**DIAL, "sparsity": {"ratio_weight": 10.0}},
 }
 
