@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from statistics import fmean, median
 
-LAST = 50  # steps whose keep rates are averaged
+EARLY, LAST = slice(20, 60), slice(-50, None)  # steps whose keep rates are averaged
 
 
 def course(log: Path) -> dict[str, float]:
-    """Summarise a training's log: gradient norms of all steps, keep rates of the last ones."""
+    """Summarise a training's log: gradient norms of all steps, keep rates early on and at the end."""
     steps = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     steps = [step for step in steps if "grad_norm" in step]
     norms = [step["grad_norm"] for step in steps]
@@ -18,6 +18,7 @@ def course(log: Path) -> dict[str, float]:
         "steps": len(steps),
         "grad_norm": median(norms),
         "greatest_grad_norm": max(norms),
-        "image_kept": fmean(step["image_kept"] for step in steps[-LAST:]),
-        "text_kept": fmean(step["text_kept"] for step in steps[-LAST:]),
+        "image_kept_early": fmean(step["image_kept"] for step in steps[EARLY]),
+        "image_kept": fmean(step["image_kept"] for step in steps[LAST]),
+        "text_kept": fmean(step["text_kept"] for step in steps[LAST]),
     }

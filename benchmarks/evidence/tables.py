@@ -105,10 +105,13 @@ def _variants(rows: list[Row], changes: dict[str, dict[str, Any]]) -> list[list[
 
 
 def _courses(courses: dict[str, dict[str, float]]) -> list[list[str]]:
-    table = [["training", "gradient norm", "greatest", "image tokens kept", "output tokens kept"]]
+    table = [
+        ["training", "gradient norm", "greatest", "image tokens, early", "image tokens", "output tokens"]
+    ]
     for name, row in courses.items():
         norms = [f"{row[key]:,.{1 if row[key] < 100 else 0}f}" for key in ("grad_norm", "greatest_grad_norm")]
-        table.append([name, *norms, f"{row['image_kept']:.1%}", f"{row['text_kept']:.1%}"])
+        kept = [f"{row[key]:.1%}" for key in ("image_kept_early", "image_kept", "text_kept")]
+        table.append([name, *norms, *kept])
     return table
 
 
@@ -123,6 +126,7 @@ def _costs(costs: dict[str, dict[str, float]]) -> list[list[str]]:
 def _dial(rows: list[Row], changes: dict[str, dict[str, Any]]) -> list[list[str]]:
     """Compare trainings for one rate with one for all, with half of the output tokens."""
     rates, kinds = (0.1, 0.2, 0.5), (("accuracy", 1), ("perplexity", 3))
+    titles = {"accuracy": "short answers", "perplexity": "perplexity"}
     apart = [
         name for name in changes if name == "base" or "image_keep_rate" in changes[name].get("sparsity", {})
     ]
@@ -130,7 +134,7 @@ def _dial(rows: list[Row], changes: dict[str, dict[str, Any]]) -> list[list[str]
     for name, changed in changes.items():
         if name == "base" or "image_rates" in changed:
             trainings[name] = dict.fromkeys(rates, name)
-    table = [["training", *(f"{kind}, {rate:.0%} of image tokens" for kind, _ in kinds for rate in rates)]]
+    table = [["training", *(f"{titles[kind]}, {rate:.0%}" for kind, _ in kinds for rate in rates)]]
     for title, names in trainings.items():
         found = [
             _cell(select(rows, method=names.get(rate), kind=kind, image_keep_rate=rate), digits)

@@ -89,6 +89,7 @@ def test_a_course_is_read_from_the_log(tmp_path: Path) -> None:
         "steps": 100,
         "grad_norm": 50.5,
         "greatest_grad_norm": 100.0,
+        "image_kept_early": pytest.approx(40.5 / 200),
         "image_kept": pytest.approx(75.5 / 200),
         "text_kept": 0.5,
     }
