@@ -10,6 +10,8 @@ from typing import Any
 
 from dynamic_llava.config import SparsityConfig
 
+FLOP_UNITS = {"PFLOPs": 1e15, "TFLOPs": 1e12, "GFLOPs": 1e9, "MFLOPs": 1e6}
+
 
 @dataclass(frozen=True)
 class DecoderShape:
@@ -136,6 +138,11 @@ class Answering:
 
     def _over_layers(self, dense: float, sparse: float) -> float:
         return self.layer * dense + (self.shape.layers - self.layer) * sparse
+
+
+def flop_unit(flops: float) -> str:
+    """Return the largest of `FLOP_UNITS` of which there is at least one."""
+    return next((unit for unit, size in FLOP_UNITS.items() if flops >= size), "MFLOPs")
 
 
 def image_predictor_flops(config: SparsityConfig, hidden: int, tokens: float) -> float:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dynamic_llava.commands.options import ImageKeepRate, Json, Layer, TextKeepRate, TextTokens
+from dynamic_llava.flops import FLOP_UNITS, flop_unit
 from dynamic_llava.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from dynamic_llava.costs import Costs, Settings
 
 NAMES = {"dense": "dense", "fastv": "FastV", "dynamic_llava": "Dynamic-LLaVA"}
-UNITS = {"PFLOPs": 1e15, "TFLOPs": 1e12, "GFLOPs": 1e9, "MFLOPs": 1e6}
 
 
 def flops(
@@ -61,7 +61,7 @@ def flops(
 def prefill_table(settings: Settings, compared: Mapping[str, Costs]) -> Table:
     """Lay out the prefill, one row a method."""
     dense = compared["dense"]
-    unit = _unit(dense.prefill_flops)
+    unit = flop_unit(dense.prefill_flops)
     result = _table(
         f"Prefill of {settings.preset}: {dense.image_tokens_kept} image + {settings.text_tokens} text tokens",
         "As the paper counts: 32 N C² + 4 N² C a layer, N image tokens. True: the layers as they are, image "
@@ -76,8 +76,8 @@ def prefill_table(settings: Settings, compared: Mapping[str, Costs]) -> Table:
         result.add_row(
             NAMES[name],
             str(costs.image_tokens_kept),
-            _share(costs.prefill_flops_paper, dense.prefill_flops_paper, UNITS[unit]),
-            _share(costs.prefill_flops, dense.prefill_flops, UNITS[unit]),
+            _share(costs.prefill_flops_paper, dense.prefill_flops_paper, FLOP_UNITS[unit]),
+            _share(costs.prefill_flops, dense.prefill_flops, FLOP_UNITS[unit]),
             f"{costs.prefill_speedup_bound:.2f}",
         )
     return result
@@ -86,7 +86,7 @@ def prefill_table(settings: Settings, compared: Mapping[str, Costs]) -> Table:
 def decode_table(settings: Settings, compared: Mapping[str, Costs]) -> Table:
     """Lay out the decoding of the whole answer, one row a method."""
     dense = compared["dense"]
-    unit, uncached_unit = _unit(dense.decode_flops_cached), _unit(dense.decode_flops_uncached)
+    unit, uncached_unit = flop_unit(dense.decode_flops_cached), flop_unit(dense.decode_flops_uncached)
     result = _table(
         f"Decoding of {settings.output_tokens} output tokens after that prompt",
         "As the paper counts: one pass over the output tokens, without the prompt. True: every step with its "
@@ -102,9 +102,9 @@ def decode_table(settings: Settings, compared: Mapping[str, Costs]) -> Table:
         result.add_row(
             NAMES[name],
             f"{costs.output_tokens_kept:.1f}".removesuffix(".0"),
-            _share(costs.decode_flops_paper, dense.decode_flops_paper, UNITS[unit]),
-            _share(costs.decode_flops_cached, dense.decode_flops_cached, UNITS[unit]),
-            _share(costs.decode_flops_uncached, dense.decode_flops_uncached, UNITS[uncached_unit]),
+            _share(costs.decode_flops_paper, dense.decode_flops_paper, FLOP_UNITS[unit]),
+            _share(costs.decode_flops_cached, dense.decode_flops_cached, FLOP_UNITS[unit]),
+            _share(costs.decode_flops_uncached, dense.decode_flops_uncached, FLOP_UNITS[uncached_unit]),
             _share(costs.kv_bytes_float16, dense.kv_bytes_float16, 1e6),
         )
     return result
@@ -119,11 +119,6 @@ def _table(title: str, caption: str, kept: str, *headings: str) -> Table:
     for heading in headings:
         result.add_column(heading, justify="right", min_width=10)  # "2.08 (98%)" in one line
     return result
-
-
-def _unit(flops: float) -> str:
-    """Return the largest unit of which there is at least one."""
-    return next((unit for unit, size in UNITS.items() if flops >= size), "MFLOPs")
 
 
 def _share(value: float, dense: float, unit: float) -> str:

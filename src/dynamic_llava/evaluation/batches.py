@@ -85,7 +85,8 @@ class Kept:
 def batches(questions: Sequence[Question], size: int, title: str) -> Iterator[Sequence[Question]]:
     """Yield the questions in batches, with a progress bar and the time left on stderr."""
     starts = range(0, len(questions), size)
-    for start in track(starts, title, console=Console(stderr=True), transient=True):
+    console = Console(stderr=True)
+    for start in track(starts, title, console=console, transient=True, disable=not console.is_terminal):
         yield questions[start : start + size]
 
 

@@ -25,6 +25,19 @@ from dynamic_llava.evaluation.tasks import Question
 from dynamic_llava.sparsifier import Sparsifier
 
 RANDOM_SEEDS = 3
+AVERAGED = (
+    "perplexity",
+    "meteor",
+    "accuracy",
+    "image_tokens_kept",
+    "output_tokens_kept",
+    "mean_answer_tokens",
+    "cut_answers",
+    "decode_tflops_paper",
+    "decode_tflops",
+    "kv_bytes",
+)
+"""What the entry of the seeds of ``random`` has as their mean."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +86,7 @@ def measure(
         measured(f"image+random, seed {number}", text_policy="random", text_keep_rate=share, seed=number)
         for number in range(seed, seed + RANDOM_SEEDS)
     ]
-    mean = {name: round(fmean(run[name] for run in runs), 4) for name in ("perplexity", "accuracy")}
+    mean = {name: round(fmean(run[name] for run in runs), 9) for name in AVERAGED}
     numbers["image+random"] = {**mean, "seeds": list(range(seed, seed + RANDOM_SEEDS)), "runs": runs}
     return numbers
 

@@ -1,36 +1,69 @@
-"""Shows the numbers of an evaluation in a terminal."""
+"""Shows the numbers of an evaluation in a terminal: settings side by side, kinds of questions one a row."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
-COLUMNS = (
-    "perplexity",
-    "meteor",
-    "accuracy",
-    "interval_95",
-    "total",
-    "image_tokens_kept",
-    "output_tokens_kept",
-    "decode_tflops_paper",
-    "decode_tflops",
-    "kv_bytes",
-    "mean_answer_tokens",
-)
+from dynamic_llava.flops import FLOP_UNITS, flop_unit
+
+Numbers = Mapping[str, Any]
 
 
-def table(numbers: Mapping[str, Any]) -> Table:
-    """Lay out what `evaluate` returned as ``numbers``: one row for each kind of question, or each setting."""
-    rows = {"all": numbers, **numbers["kinds"]} if "kinds" in numbers else numbers
-    columns = [name for name in COLUMNS if any(name in row for row in rows.values())]
-    result = Table("", *(name.replace("_", " ") for name in columns))
-    for name, row in rows.items():
-        result.add_row(name, *(_cell(row.get(column, "")) for column in columns))
+def table(numbers: Numbers) -> Table:
+    """Lay out what `evaluate` returned as ``numbers`` within 80 columns."""
+    return _kinds(numbers) if "kinds" in numbers else _settings(numbers)
+
+
+def _kinds(numbers: Numbers) -> Table:
+    """Lay out short answers, one row for each kind of question."""
+    result = _table(
+        f"Kept: {numbers['image_tokens_kept']:.1%} of the image tokens, "
+        f"{numbers['output_tokens_kept']:.1%} of the output tokens that were fed back."
+    )
+    for heading in ("right", "accuracy", "95 % interval"):
+        result.add_column(heading, justify="right")
+    for name, row in {"all": numbers, **numbers["kinds"]}.items():
+        right = f"{row['right']:,} of {row['total']:,}"
+        result.add_row(name, right, f"{row['accuracy']:.1f}%", _interval(row))
     return result
 
 
-def _cell(value: object) -> str:
-    return f"{value[0]} to {value[1]}" if isinstance(value, list) else str(value)
+def _settings(numbers: Numbers) -> Table:
+    """Lay out long answers, one column for each setting."""
+    first = next(iter(numbers.values()))
+    unit = flop_unit(1e12 * first["decode_tflops"])
+    scale = 1e12 / FLOP_UNITS[unit]
+    result = _table(f"{first['total']:,} answers. Costs are means over generated answers, by count.")
+    for name in numbers:
+        result.add_column(name.replace("+", "\n+ "), justify="right")
+    rows = {
+        "perplexity": lambda row: f"{row['perplexity']:.4f}",
+        "METEOR": lambda row: f"{row['meteor']:.4f}",
+        "exactly right": lambda row: f"{row['accuracy']:.1f}%",
+        "95 % interval": _interval,
+        "image tokens kept": lambda row: f"{row['image_tokens_kept']:.1%}",
+        "output tokens kept": lambda row: f"{row['output_tokens_kept']:.1%}",
+        "tokens an answer": lambda row: f"{row['mean_answer_tokens']:.1f}",
+        "answers cut": lambda row: f"{row['cut_answers']:.4g}",
+        f"decode, {unit}": lambda row: f"{scale * row['decode_tflops']:.2f}",
+        "as the paper counts": lambda row: f"{scale * row['decode_tflops_paper']:.2f}",
+        "K/V held, MB": lambda row: f"{row['kv_bytes'] / 1e6:,.2f}",
+    }
+    for label, cell in rows.items():
+        result.add_row(label, *(cell(row) for row in numbers.values()))
+    return result
+
+
+def _table(caption: str) -> Table:
+    result = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
+    result.add_column(no_wrap=True)
+    return result
+
+
+def _interval(row: Numbers) -> str:
+    """Return the interval of the share of right answers; a mean over seeds has none of its own."""
+    return "{:.1f}–{:.1f}".format(*row["interval_95"]) if "interval_95" in row else ""
