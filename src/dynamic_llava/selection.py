@@ -73,7 +73,8 @@ def _shift_to_rate(margin_BN: Tensor, rate: float, valid_BN: Tensor) -> Tensor:
 def at_rate(logits_BN2: Tensor, rate: float, valid_BN: Tensor) -> Tensor:
     """Shift the keep logits of each row so that the Gumbel softmax keeps ``rate`` of its tokens on average.
 
-    The shift has no gradient: only the ranking within a row is learned, and any rate can be asked for.
+    The gradient counts what the shift takes back when a logit grows: only the ranking within a row is
+    learned, and any rate can be asked for.
 
     Parameters
     ----------
@@ -88,8 +89,16 @@ def at_rate(logits_BN2: Tensor, rate: float, valid_BN: Tensor) -> Tensor:
     if not logits_BN2.numel():
         return logits_BN2
     keep_BN, drop_BN = logits_BN2.unbind(-1)
-    shift_B1 = _shift_to_rate((keep_BN - drop_BN).detach(), rate, valid_BN)
-    return torch.stack([keep_BN + shift_B1, drop_BN], dim=-1)
+    margin_BN = keep_BN - drop_BN
+    shift_B1 = _shift_to_rate(margin_BN.detach(), rate, valid_BN)
+    # The shift s(m) solves sum sigmoid(m + s) = rate * N, so ds/dm = -p (1 - p) / sum p (1 - p).
+    with torch.no_grad():
+        share_BN = (margin_BN + shift_B1).sigmoid()
+        tiny = torch.finfo(share_BN.dtype).tiny  # where no token is in doubt, all take the same part
+        doubt_BN = (share_BN * (1 - share_BN)).clamp(min=tiny) * valid_BN
+        weight_BN = doubt_BN / doubt_BN.sum(-1, keepdim=True).clamp(min=tiny)
+    followed_B1 = (weight_BN * (margin_BN - margin_BN.detach())).sum(-1, keepdim=True)
+    return torch.stack([keep_BN + shift_B1 - followed_B1, drop_BN], dim=-1)
 
 
 def right_align(keep_BN: Tensor) -> tuple[Tensor, Tensor]:

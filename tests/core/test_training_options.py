@@ -28,6 +28,41 @@ def test_shifted_logits_keep_the_rate_and_their_ranking(rate: float, scale: floa
     torch.testing.assert_close(margin - margin[:, :1], before - before[:, :1], atol=1e-3, rtol=1e-4)
 
 
+@given(rate=st.floats(0.05, 0.95), scale=st.floats(0.0, 10.0), seed=st.integers(0, 99))
+def test_the_shift_follows_the_logits_in_the_gradient_too(rate: float, scale: float, seed: int) -> None:
+    """Numerically, as the shift moves: adding one number to a row's keep logits changes nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = (scale * torch.randn(2, 12, 2, generator=generator)).requires_grad_()
+    weights, direction = torch.randn(2, 2, 12, 1, generator=generator)
+    valid = torch.rand(2, 12, generator=generator) < 0.7
+    valid[:, 0] = True
+
+    def loss(logits: torch.Tensor) -> torch.Tensor:
+        keep, drop = at_rate(logits, rate, valid).unbind(-1)
+        return ((keep - drop).sigmoid() * weights[..., 0])[valid].sum()
+
+    (gradient,) = torch.autograd.grad(loss(logits), logits)
+    torch.testing.assert_close(
+        (gradient[..., 0] * valid).sum(-1),
+        torch.zeros(2),
+        atol=1e-4 * (1 + gradient.abs().sum().item()),
+        rtol=0,
+    )
+    with torch.no_grad():
+        step = 1e-2 * torch.cat([direction, torch.zeros_like(direction)], dim=-1)
+        numeric = (loss(logits + step) - loss(logits - step)) / 2
+    torch.testing.assert_close((gradient * step).sum(), numeric, atol=1e-3, rtol=2e-2)
+
+
+@pytest.mark.parametrize("margin", [0.0, 60.0, -1e4])
+def test_the_gradient_is_finite_where_no_token_is_in_doubt(margin: float) -> None:
+    logits = torch.tensor(
+        [[[margin, 0.0], [margin, 0.0], [-margin, 0.0], [-margin, 0.0]]], requires_grad=True
+    )
+    at_rate(logits, 0.5, torch.ones(1, 4, dtype=torch.bool))[..., 0].square().sum().backward()
+    assert logits.grad.isfinite().all()
+
+
 def test_an_answer_without_tokens_is_left_alone() -> None:
     logits = torch.randn(2, 0, 2)
     assert at_rate(logits, 0.5, torch.zeros(2, 0, dtype=torch.bool)).shape == (2, 0, 2)
