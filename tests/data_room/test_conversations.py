@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynamic_llava.data import conversations as module
+from dynamic_llava.data import entries as module
 from dynamic_llava.data.conversations import BadSample, Conversations
 
 TEXT = st.text(max_size=30)
@@ -101,6 +101,14 @@ def test_a_broken_entry_is_named(tmp_path: Path, broken: dict[str, Any], says: s
         ("a.json", '[{"id": 1}, {"id": ', "not a JSON list"),
         ("a.jsonl", '{"id": 1}\n{"id"\n', "line 2: not JSON"),
         ("a.txt", "hello", "neither a JSON list nor JSON lines"),
+        ("a.txt", " \n\t" * 99, "it is empty"),
+        ("a.json", '[{"id": 1}] [{"id": 2}]', "more than one JSON list: '\\[' follows it, at byte 12"),
+        ("a.json", '[{"id": 1}] garbage', "'g' follows it, at byte 12"),
+        ("a.json", '[{"id": 1} {"id": 2}]', "'{' after an entry, at byte 11"),
+        ("a.json", '[{"id": 1}', "the end of the file after an entry"),
+        ("a.json", '[,,{"id": 1}]', "not a JSON list: Expecting value, after byte 1"),
+        ("a.json", '[{"id": 1},]', "not a JSON list"),
+        ("a.json", "[" * 100_000, "too deep"),
         ("a.json", "[]", "no entries"),
         ("a.json", '[{"id": "\xe9"}]', "not UTF-8"),
         ("a.jsonl", '{"id": "\xe9"}', "not UTF-8"),

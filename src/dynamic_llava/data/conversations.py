@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from dynamic_llava.chat import PLACEHOLDER
+from dynamic_llava.data.entries import entries
 
-BLOCK = 2**20  # characters of a JSON list that are looked at together
-GAP = re.compile(r"[\s,]*")
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 
 
@@ -141,75 +139,9 @@ def rounds(messages: Any, where: str) -> tuple[tuple[str, str], ...]:
         spoken = spoken[1:]
     roles = [role for role, _ in spoken]
     if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
-        raise BadSample(f"{where}: questions and answers do not take turns")
+        raise BadSample(f"{where}: questions and answers do not take turns; each question needs one answer")
     values = [value for _, value in spoken]
     return tuple(zip(values[::2], values[1::2], strict=True))
-
-
-def entries(path: Path) -> Iterator[tuple[int, int, Any]]:
-    """Yield where each entry of a JSON list or JSONL file lies, its size in bytes, and the entry.
-
-    Raises
-    ------
-    ValueError
-        If the file is neither.
-    """
-    with path.open("rb") as file:
-        first = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
-    readers = {b"[": _list_entries, b"{": _line_entries}
-    if first not in readers:
-        found = f"it begins with {first.decode('latin-1')!r}" if first else "it is empty"
-        raise ValueError(f"{path}: neither a JSON list nor JSON lines of objects; {found}")
-    try:
-        yield from readers[first](path)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text: {error}") from error
-
-
-def _line_entries(path: Path) -> Iterator[tuple[int, int, Any]]:
-    start = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                try:
-                    yield start, len(line), json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{path}, line {number}: not JSON: {error}") from error
-            start += len(line)
-
-
-def _list_entries(path: Path) -> Iterator[tuple[int, int, Any]]:
-    """Decode a list's objects one by one, with no more than a block of text in memory."""
-    decode = json.JSONDecoder().raw_decode
-    with path.open(encoding="utf-8", newline="") as file:
-        position = 0  # of the first character of `text`, in bytes
-        text = file.read(BLOCK)
-        place = text.index("[") + 1
-        while True:
-            place = GAP.match(text, place).end()  # type: ignore[union-attr]
-            try:
-                entry, end = decode(text, place)
-            except json.JSONDecodeError as error:
-                rest, more = text[place:], file.read(BLOCK)
-                if not more and rest[:1] == "]":
-                    return
-                if not more:
-                    at = position + len(text[:place].encode())
-                    raise ValueError(f"{path}: not a JSON list: {error}, after byte {at}") from error
-                position += len(text[:place].encode())
-                text, place = rest + more, 0
-                continue
-            before = len(text[:place].encode()) if not text.isascii() else place
-            size = len(text[place:end].encode())
-            yield position + before, size, entry
-            position, text, place = _shorten(position, text, end, before + size)
-
-
-def _shorten(position: int, text: str, end: int, consumed: int) -> tuple[int, str, int]:
-    """Drop what has been read once it is long: counting bytes from the start of a block takes time."""
-    if end < 2**16:
-        return position, text, end
-    return position + consumed, text[end:], 0
 
 
 def _version(status: os.stat_result) -> tuple[int, int]:

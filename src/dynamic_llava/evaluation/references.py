@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from dynamic_llava.chat import PLACEHOLDER
-from dynamic_llava.data.conversations import entries, rounds
+from dynamic_llava.data.conversations import rounds
+from dynamic_llava.data.entries import entries
 from dynamic_llava.evaluation.tasks import Question
 from dynamic_llava.images import open_image
 
