@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
-from dynamic_llava import chat
 from dynamic_llava.downsample import downsampled
 from dynamic_llava.evaluation.accuracy import normalised
 from dynamic_llava.evaluation.batches import Kept, answer, batches
@@ -68,6 +67,12 @@ def working(
         yield processor
 
 
+def share_of_picture(processor: ProcessorMixin, adapted: ProcessorMixin) -> float:
+    """Return how much of the patches of a picture is left where ``adapted`` makes smaller ones."""
+    before, after = (each.image_processor.size["height"] for each in (processor, adapted))
+    return float(after / before) ** 2
+
+
 def accuracy(
     model: PreTrainedModel, processor: ProcessorMixin, questions: Sequence[Question]
 ) -> dict[str, float]:
@@ -103,8 +108,3 @@ def exactness(
         texts = answer(model, processor, asked, kept)
         right += sum(text == question.answer.strip() for text, question in zip(texts, asked, strict=True))
     return {"right": right, "total": len(questions), **kept.shares()}
-
-
-def dense(model: PreTrainedModel) -> Any:
-    """Return a context in which nothing is dropped."""
-    return chat.dense(model)

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from math import inf
 from statistics import fmean, stdev
 from typing import Any
 
-STUDENT_95 = {1: 0.0, 2: 12.706, 3: 4.303}  # two-sided quantile of t for the mean of n values
+# Two-sided quantiles of Student's t for the mean of n values; one value says nothing of its spread.
+STUDENT_95 = {1: inf, 2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}
 Row = dict[str, Any]
 
 
 def summary(values: Sequence[float]) -> tuple[float, float]:
     """Return the mean over seeds and the half-width of its 95 % interval (Student's t)."""
-    spread = stdev(values) if len(values) > 1 else 0.0
+    spread = stdev(values) if len(values) > 1 else 1.0
     return fmean(values), STUDENT_95[len(values)] * spread / len(values) ** 0.5
+
+
+def differ(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Say whether the 95 % interval of the difference, paired by seed, is without zero."""
+    mean, reach = summary([a - b for a, b in zip(one, other, strict=True)])
+    return abs(mean) > reach
 
 
 def select(rows: Iterable[Row], **wanted: Any) -> list[float]:

@@ -11,82 +11,33 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.evidence import cost, methods, tables, training, variants
+from benchmarks.evidence import cost, tables, training, variants
+from benchmarks.evidence.cells import Measuring
 from benchmarks.evidence.courses import course
 from benchmarks.evidence.methods import METHODS, OUTPUT_POLICIES, Budget, Method
 from benchmarks.evidence.variants import WORK
 
-import dynamic_llava
-from dynamic_llava.evaluation import tasks
 from dynamic_llava.evaluation.results import environment
 from dynamic_llava.files import write_json
 
 RESULT = Path("benchmarks") / "results" / "evidence.json"
 SEEDS = (0, 1, 2)
-SCENES, QUESTIONS = 60, 300  # of each seed: its own held-out scenes
 IMAGE_RATES, TEXT_RATES = (0.05, 0.1, 0.2, 0.5), (0.2, 0.5, 0.8)
 DIAL_RATES = (0.1, 0.2, 0.5)
 DIALLED = "dial-distilled"
-
-
-class Measuring:
-    """Cells of the tables, each measured once and kept in a file.
-
-    Parameters
-    ----------
-    source
-        The model: ``nano`` or the name of a variant.
-    """
-
-    def __init__(self, source: str) -> None:
-        self.source = source
-        self._loaded: Any = None
-
-    def cell(self, kind: str, method_name: str, method: Method, budget: Budget, seed: int) -> dict[str, Any]:
-        """Return one measurement: ``kind`` is accuracy, perplexity or exactness."""
-        name = f"{self.source} {kind} {method_name} {budget.image:g} {budget.text:g} {seed}".replace(" ", "_")
-        path = WORK / "cells" / f"{name}.json"
-        if not path.exists():
-            write_json(path, self._measure(kind, method, budget, seed))
-        return json.loads(path.read_text(encoding="utf-8"))
-
-    def dense(self, kind: str, seed: int) -> dict[str, Any]:
-        """Return a measurement with nothing dropped."""
-        return self.cell(kind, "dense", METHODS["uniform"], Budget(), seed)
-
-    def _measure(self, kind: str, method: Method, budget: Budget, seed: int) -> dict[str, Any]:
-        if self._loaded is None:
-            source = self.source if self.source == "nano" else WORK / self.source / "model"
-            self._loaded = dynamic_llava.load(source, dtype=torch.float32)
-        model, processor = self._loaded
-        print(f"{self.source}: {kind}, {method.image}/{method.text}, {budget}, seed {seed}", file=sys.stderr)
-        measure: Callable[..., dict[str, Any]] = getattr(methods, kind)
-        with methods.working(model, processor, method, budget, seed) as adapted:
-            return measure(model, adapted, questions(kind, seed))
-
-
-def questions(kind: str, seed: int) -> list[tasks.Question]:
-    """Return what a seed asks: every seed has held-out scenes of its own."""
-    first = seed * SCENES
-    if kind != "accuracy":
-        return tasks.scene_descriptions(first + SCENES)[first:]
-    asked = tasks.scene_questions(first + SCENES)[len(tasks.scene_questions(first)) :]
-    return asked[:QUESTIONS]
 
 
 def policies() -> dict[str, Any]:
     """Compare the methods at every budget: on the bundled weights, and on those trained over drawn rates."""
     rows: list[dict[str, Any]] = []
     for name in ("nano", DIALLED):
-        if name == "nano" or (WORK / name / "model").exists():
-            model = Measuring(name)
-            rows += [row | {"model": name} for seed in SEEDS for row in _compared(model, seed)]
+        model = Measuring(name)
+        rows += [row | {"model": name} for seed in SEEDS for row in _compared(model, seed)]
     return {"rows": rows}
 
 
@@ -142,23 +93,43 @@ def _row(method: str, kind: str, budget: Budget, seed: int, cell: dict[str, Any]
     }  # fmt: skip
 
 
+def merged(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """Return ablations with those of ``before`` that ``after`` does not measure again."""
+    again = after["variants"]
+    kept = [row for row in before.get("rows", []) if row["method"].removesuffix(", dense") not in again]
+    found = {name: before.get(name, {}) | after[name] for name in ("variants", "courses")}
+    known = [name for name in variants.VARIANTS if name in found["variants"]]
+    ordered = {part: {name: by_name[name] for name in known} for part, by_name in found.items()}
+    return {"rows": kept + after["rows"], **ordered}
+
+
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument(
-        "--only", choices=("policies", "ablations", "cost"), help="one part; the other stays as it is"
+        "--only", choices=("policies", "ablations", "cost"), help="one part; the others stay as they are"
     )
-    parser.add_argument("--variants", nargs="*", default=list(variants.VARIANTS), help="default: all")
+    parser.add_argument(
+        "--variants",
+        nargs="*",
+        choices=variants.VARIANTS,
+        default=list(variants.VARIANTS),
+        metavar="NAME",
+        help=f"trainings; the others stay as they are. Default: all of {', '.join(variants.VARIANTS)}",
+    )
     options = parser.parse_args()
     result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
+    made = environment(torch.device("cpu"))
     if options.only in (None, "ablations"):  # first, for it trains the dial that is compared as a policy
-        result["ablations"] = ablations(training.train(options.variants))
+        training.train(options.variants)
+        result["ablations"] = merged(result.get("ablations", {}), ablations(options.variants)) | made
     if options.only in (None, "policies"):
-        result["policies"] = policies()
+        training.train([DIALLED])
+        result["policies"] = policies() | made
     if options.only in (None, "cost"):
-        result["cost"] = cost.measure()
-    result |= {"command": "make results", "seeds": list(SEEDS), **environment(torch.device("cpu"))}
-    write_json(RESULT, result)
+        training.train_dense()
+        result["cost"] = {"steps": cost.measure(), **made}
+    write_json(RESULT, {**result, "command": "make results", "seeds": list(SEEDS)})
     tables.write(result)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.evidence.methods import METHODS, OUTPUT_POLICIES
 from benchmarks.evidence.plots import draw
-from benchmarks.evidence.rows import Row, rates_of, select, summary
+from benchmarks.evidence.rows import Row, differ, rates_of, select, summary
 
 from dynamic_llava.files import replacing
 
@@ -36,7 +36,7 @@ def write(result: dict[str, Any]) -> None:
         tables["course"] = _courses(result["ablations"]["courses"])
         tables["dial"] = _dial(trained, changes)
     if "cost" in result:
-        tables["cost"] = _costs(result["cost"])
+        tables["cost"] = _costs(result["cost"]["steps"])
     text = DOCUMENT.read_text(encoding="utf-8")
     for name, table in tables.items():
         mark = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -53,11 +53,15 @@ def _cell(values: Sequence[float], digits: int) -> str:
 
 
 def _best(values: Sequence[Sequence[float]], digits: int, highest: bool) -> list[str]:
-    """Return cells with the best mean in bold."""
-    means = [fmean(v) if v else (-1e9 if highest else 1e9) for v in values]
-    best = max(means) if highest else min(means)
-    cells = [_cell(v, digits) for v in values]
-    return [f"**{cell}**" if mean == best else cell for cell, mean in zip(cells, means, strict=True)]
+    """Return cells, the best mean in bold, and a ≈ before those whose difference from it may be chance."""
+    best = (max if highest else min)((found for found in values if found), key=fmean)
+    cells = [_cell(found, digits) for found in values]
+    for place, found in enumerate(values):
+        if found is best:
+            cells[place] = f"**{cells[place]}**"
+        elif found and not differ(found, best):
+            cells[place] = f"≈ {cells[place]}"
+    return cells
 
 
 def _accuracies(rows: list[Row]) -> list[list[str]]:

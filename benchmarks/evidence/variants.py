@@ -47,9 +47,14 @@ def recipe(name: str, folder: Path) -> dict[str, Any]:
     return {**settings, **changes, "output": str(folder)}
 
 
+def recipe_path(folder: Path) -> Path:
+    """Return where the recipe of what trains into ``folder`` lies."""
+    return folder.parent / f"{folder.name}.yaml"
+
+
 def write_recipe(name: str, folder: Path) -> Path:
-    """Write the recipe of a variant into ``folder``'s parent; return its path."""
-    path = folder.parent / f"{name}.yaml"
+    """Write the recipe of a variant beside ``folder``; return its path."""
+    path = recipe_path(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(recipe(name, folder), sort_keys=False), encoding="utf-8")
     return path

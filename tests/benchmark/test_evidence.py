@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.evidence import methods, tables, training, variants
+from benchmarks.evidence import cells, methods, tables, training, variants
 from benchmarks.evidence.courses import course
 from benchmarks.evidence.methods import METHODS, Budget
-from benchmarks.evidence.rows import summary
+from benchmarks.evidence.rows import differ, summary
+from benchmarks.evidence.run import merged
 
 import dynamic_llava
 from dynamic_llava.evaluation import tasks
@@ -44,19 +46,61 @@ def test_training_starts_with_the_dense_model_and_goes_on(
         "runs/results/dial/model",
     ):
         (tmp_path / done).mkdir(parents=True)
-    assert training.train(["base", "dial"]) == ["base", "dial"]
+    variants.write_recipe("dial", variants.WORK / "dial")
+    training.train(["base", "dial"])
     places, mixed = (str(Path("recipes") / f"nano-{stage}.yaml") for stage in ("places", "mixed"))
     base = str(Path("runs") / "results" / "base.yaml")
     assert commands == [[str(Path("recipes") / "nano-dense.yaml"), "--resume"], [places], [mixed], [base]]
     commands.clear()
     training.train(["dial"])
     assert commands == []
+    monkeypatch.setitem(variants.VARIANTS, "dial", variants.DIAL | {"drawn_share": 0.9})
+    with pytest.raises(SystemExit, match=r"dial: trained with other settings, those of .*dial.yaml; move"):
+        training.train(["dial"])
 
 
 def test_intervals_are_students() -> None:
     mean, reach = summary([1.0, 2.0, 3.0])
     assert mean == 2.0
     assert reach == pytest.approx(4.303 / 3**0.5)
+    assert summary([1.0]) == (1.0, inf)
+
+
+def test_differences_are_paired_by_seed() -> None:
+    scenes = [80.0, 85.0, 90.0]
+    assert differ([value + 1 for value in scenes], scenes) is True  # though each interval is wider than 1
+    assert differ([81.0, 85.0, 89.0], scenes) is False
+
+
+def test_a_part_of_the_variants_leaves_the_others_as_they_are() -> None:
+    def measured(**values: float) -> dict[str, Any]:
+        return {
+            "rows": [
+                {"method": f"{name}{end}", "value": values[name]}
+                for name in values
+                for end in ("", ", dense")
+            ],
+            "variants": {name: {} for name in values},
+            "courses": {name: {"steps": value} for name, value in values.items()},
+        }
+
+    both = merged(measured(dial=1.0, lora=2.0), measured(lora=3.0, base=4.0))
+    assert list(both["variants"]) == ["base", "dial", "lora"]
+    assert both["courses"] == {"base": {"steps": 4.0}, "dial": {"steps": 1.0}, "lora": {"steps": 3.0}}
+    assert {row["method"]: row["value"] for row in both["rows"]} == {
+        "dial": 1.0, "dial, dense": 1.0, "lora": 3.0, "lora, dense": 3.0, "base": 4.0, "base, dense": 4.0,
+    }  # fmt: skip
+
+
+def test_a_cell_belongs_to_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cells, "WORK", tmp_path)
+    monkeypatch.setattr(cells.Measuring, "_measure", lambda *_: {"perplexity": next(found)})
+    found = iter([1.5, 2.5])
+    weights = tmp_path / "base" / "model" / "model.safetensors"
+    weights.parent.mkdir(parents=True)
+    for content, value in ((b"one", 1.5), (b"other", 2.5), (b"one", 1.5)):
+        weights.write_bytes(content)
+        assert cells.Measuring("base").dense("perplexity", 0) == {"perplexity": value}
 
 
 def rows(**values: float) -> list[dict[str, Any]]:
@@ -77,6 +121,18 @@ def test_the_best_method_is_bold_and_a_missing_one_a_dash() -> None:
     assert found["learned"].startswith("**91.0 ±")
     assert found["random"].startswith("81.0 ±")
     assert found["fastv + h2o"] == "–"
+
+
+def test_what_may_be_chance_is_marked() -> None:
+    measured = rows(dense=95.0, learned=90.0, random=80.0)
+    level = [
+        row | {"method": "uniform", "value": row["value"] - (5, 0, 1)[row["seed"]]} for row in rows(x=90.0)
+    ]
+    header, _, row = tables._accuracies(measured + level)
+    found = dict(zip(header, row, strict=True))
+    assert found["learned"].startswith("**91.0")
+    assert found["uniform"].startswith("≈ 89.0")
+    assert found["random"].startswith("81.0")
 
 
 def test_a_course_is_read_from_the_log(tmp_path: Path) -> None:
@@ -120,7 +176,9 @@ def test_a_method_keeps_its_budget_and_leaves_the_model_as_it_was() -> None:
     for name, method in METHODS.items():
         with methods.working(model, processor, method, Budget(0.5, 0.3), seed=0) as adapted:
             measured = methods.perplexity(model, adapted, asked)
-        share = 72 / 144 if method.image != "downsample" else 1.0  # of fewer tokens, none is dropped
-        assert measured["image_tokens_kept"] == share, name
+        shares = (
+            (1.0, 64 / 144) if method.image == "downsample" else (0.5, 1.0)
+        )  # 8 x 8 patches are looked at
+        assert (measured["image_tokens_kept"], methods.share_of_picture(processor, adapted)) == shares, name
         assert measured["output_tokens_kept"] == pytest.approx(0.3, abs=0.12), name
         assert model.sparsifier.config.to_dict() == before
