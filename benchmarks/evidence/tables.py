@@ -131,10 +131,14 @@ def _dial(rows: list[Row], changes: dict[str, dict[str, Any]]) -> list[list[str]
     """Compare trainings for one rate with one for all, with half of the output tokens."""
     rates, kinds = (0.1, 0.2, 0.5), (("accuracy", 1), ("perplexity", 3))
     titles = {"accuracy": "short answers", "perplexity": "perplexity"}
-    apart = [
-        name for name in changes if name == "base" or "image_keep_rate" in changes[name].get("sparsity", {})
-    ]
-    trainings = {"for that rate alone": {_trained_for(changes[name]): name for name in apart}}
+    trainings = {
+        f"for that rate alone, lambda {weight:g}": {
+            _trained_for(changed): name
+            for name, changed in changes.items()
+            if changed == _apart(_trained_for(changed), weight)
+        }
+        for weight in (100.0, 10.0)
+    }
     for name, changed in changes.items():
         if name == "base" or "image_rates" in changed:
             trainings[name] = dict.fromkeys(rates, name)
@@ -147,6 +151,14 @@ def _dial(rows: list[Row], changes: dict[str, dict[str, Any]]) -> list[list[str]
         ]
         table.append([title, *found])
     return table
+
+
+def _apart(rate: float, weight: float) -> dict[str, Any]:
+    """Return what a variant changes that is trained for one rate, with one weight of the ratio loss."""
+    changed = {"image_keep_rate": rate, "ratio_weight": weight}
+    usual = {"image_keep_rate": 0.2, "ratio_weight": 100.0}
+    sparsity = {name: value for name, value in changed.items() if value != usual[name]}
+    return {"sparsity": sparsity} if sparsity else {}
 
 
 def _trained_for(changed: dict[str, Any]) -> float:

@@ -36,6 +36,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dial-predictors": {**DIAL, "train": "predictors", "distill_weight": 1.0},
     "dial-always-drawn": {**DIAL, "drawn_share": 1.0},
     "dial-lambda-10": {**DIAL, "sparsity": {"ratio_weight": 10.0}},
+    "dial-distilled-lambda-10": {**DIAL, "distill_weight": 0.5, "sparsity": {"ratio_weight": 10.0}},
+    "image-10-lambda-10": {"sparsity": {"image_keep_rate": 0.1, "ratio_weight": 10.0}},
+    "image-50-lambda-10": {"sparsity": {"image_keep_rate": 0.5, "ratio_weight": 10.0}},
 }
 
 

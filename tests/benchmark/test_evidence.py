@@ -163,7 +163,8 @@ def test_the_dial_is_compared_with_the_training_for_each_rate() -> None:
         )
         for row in rows(any=0.0)
     ]
-    apart, base, dial = (row[1:4] for row in tables._dial(measured, changes)[1:])
+    apart, light, base, dial = (row[1:4] for row in tables._dial(measured, changes)[1:])
+    assert light == ["–", "–", "–"]
     assert apart == ["85.0 ± 0.0", "90.0 ± 0.0", "–"]
     assert base == ["70.0 ± 0.0", "90.0 ± 0.0", "–"]
     assert dial == ["86.0 ± 0.0", "–", "–"]
