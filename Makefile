@@ -78,7 +78,7 @@ bench: dev ## Measure again what docs/performance.md shows (half an hour, 16 GB 
 		--output-tokens 100 --repeats 15 --output $(RESULTS)/bench-nano-generate.json
 	$(BIN)/python -m benchmarks.masked_attention --output $(RESULTS)/masked-attention.json
 
-results: dev ## Train and measure again what docs/results.md shows (five hours on two cores, two more without runs/nano-mixed; resumable)
+results: dev ## Train and measure again what docs/results.md shows (seven hours on two cores, two more without runs/nano-mixed; resumable)
 	$(BIN)/python -m benchmarks.evidence.run
 
 clean: ## Remove everything these targets made, .venv included

@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator, NullFormatter
 
 from dynamic_llava.files import replacing
 
-TITLES = {"nano": "bundled weights", "dial-distilled": "trained over drawn rates"}
+TITLES = {"nano": "bundled weights", "dial": "trained over drawn rates"}
 
 
 def draw(rows: Sequence[Row], folder: Path) -> None:

@@ -29,7 +29,7 @@ RESULT = Path("benchmarks") / "results" / "evidence.json"
 SEEDS = (0, 1, 2)
 IMAGE_RATES, TEXT_RATES = (0.05, 0.1, 0.2, 0.5), (0.2, 0.5, 0.8)
 DIAL_RATES = (0.1, 0.2, 0.5)
-DIALLED = "dial-distilled"
+DIALLED = "dial"
 
 
 def policies() -> dict[str, Any]:

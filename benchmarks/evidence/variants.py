@@ -10,18 +10,19 @@ import yaml
 
 BASE = Path("recipes") / "results" / "base.yaml"
 WORK = Path("runs") / "results"
-DIAL = {"image_rates": [0.05, 0.6], "text_rates": [0.2, 0.8], "drawn_share": 0.5}
+DIAL = {"image_rates": [0.05, 0.6], "text_rates": [0.2, 0.8]}
+HALF_DRAWN = {**DIAL, "drawn_share": 0.5}
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "base": {},
-    "base-again": {"seed": 3},  # how far apart two trainings with the same settings lie
+    "base-again": {"seed": 3},  # how far apart trainings with the same settings lie
+    "base-third": {"seed": 4},
     "dial": DIAL,
     "predictors": {"train": "predictors"},
     "distilled": {"distill_weight": 0.5},
     "lora": {"train": "lora"},
     "image-10": {"sparsity": {"image_keep_rate": 0.1}},
     "image-50": {"sparsity": {"image_keep_rate": 0.5}},
-    "dial-distilled": {**DIAL, "distill_weight": 0.5},
     "layer-1": {"sparsity": {"layer": 1}},
     "layer-4": {"sparsity": {"layer": 4}},
     "plain-softmax": {"sparsity": {"masked_softmax": False}},
@@ -31,14 +32,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lambda-1": {"sparsity": {"ratio_weight": 1.0}},
     "lambda-10": {"sparsity": {"ratio_weight": 10.0}},
     "lambda-1000": {"sparsity": {"ratio_weight": 1000.0}},
-    "predictors-distilled": {"train": "predictors", "distill_weight": 1.0},
-    "predictors-lambda-10": {"train": "predictors", "sparsity": {"ratio_weight": 10.0}},
-    "dial-predictors": {**DIAL, "train": "predictors", "distill_weight": 1.0},
-    "dial-always-drawn": {**DIAL, "drawn_share": 1.0},
-    "dial-lambda-10": {**DIAL, "sparsity": {"ratio_weight": 10.0}},
-    "dial-distilled-lambda-10": {**DIAL, "distill_weight": 0.5, "sparsity": {"ratio_weight": 10.0}},
     "image-10-lambda-10": {"sparsity": {"image_keep_rate": 0.1, "ratio_weight": 10.0}},
     "image-50-lambda-10": {"sparsity": {"image_keep_rate": 0.5, "ratio_weight": 10.0}},
+    "predictors-distilled": {"train": "predictors", "distill_weight": 1.0},
+    "predictors-lambda-10": {"train": "predictors", "sparsity": {"ratio_weight": 10.0}},
+    "dial-predictors": {**DIAL, "train": "predictors"},
+    "dial-low": {**DIAL, "image_rates": [0.05, 0.3]},
+    "dial-low-800": {**DIAL, "image_rates": [0.05, 0.3], "steps": 800},
+    "dial-half-drawn": HALF_DRAWN,
+    "dial-half-drawn-lambda-10": {**HALF_DRAWN, "sparsity": {"ratio_weight": 10.0}},
+    "dial-half-drawn-distilled": {**HALF_DRAWN, "distill_weight": 0.5},
 }
 
 
