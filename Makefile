@@ -57,7 +57,7 @@ train-nano: dev ## Train the bundled model again, five stages into runs/ (three 
 	$(BIN)/dynamic-llava train recipes/nano-mixed.yaml
 	$(BIN)/dynamic-llava train recipes/nano-dynamic.yaml
 
-RESULTS := benchmarks/results
+RESULTS := evidence/results
 bench: dev ## Measure again what docs/performance.md shows (half an hour, 16 GB of memory)
 	$(BIN)/dynamic-llava bench --model llava-small --phase prefill --phase overhead --batch 1 --output-tokens 200 \
 		--repeats 15 --output $(RESULTS)/bench-small-prefill.json
@@ -76,10 +76,10 @@ bench: dev ## Measure again what docs/performance.md shows (half an hour, 16 GB 
 		--output-tokens 8 --policies dense,learned --repeats 3 --output $(RESULTS)/bench-7b-bfloat16.json
 	$(BIN)/dynamic-llava bench --model nano --phase generate --policies dense,preallocated,learned \
 		--output-tokens 100 --repeats 15 --output $(RESULTS)/bench-nano-generate.json
-	$(BIN)/python -m benchmarks.masked_attention --output $(RESULTS)/masked-attention.json
+	$(BIN)/python -m evidence.masked_attention --output $(RESULTS)/masked-attention.json
 
 results: dev ## Train and measure again what docs/results.md shows (seven hours on two cores, two more without runs/nano-mixed; resumable)
-	$(BIN)/python -m benchmarks.evidence.run
+	$(BIN)/python -m evidence.trainings.run
 
 clean: ## Remove everything these targets made, .venv included
 	rm -rf .venv dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -7,3 +7,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 # No test may reach for a model hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from tests.command_line import (  # noqa: F401
+    checkpoint,
+    command,
+    model,
+    processor,
+    stock_checkpoint,
+)

@@ -18,7 +18,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = [
     ROOT / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
-    *sorted((ROOT / "benchmarks").glob("*.md")),
+    *sorted((ROOT / "evidence").glob("*.md")),
 ]
 TEXTS = {path: path.read_text(encoding="utf-8") for path in DOCUMENTS}
 COMMANDS = sorted({c for text in TEXTS.values() for c in re.findall(r"^\$ (.+)$", text, re.MULTILINE)})
@@ -66,7 +66,7 @@ def test_commands_and_options_exist(command: str) -> None:
     else:
         others = (
             "pip install ",
-            "python -m benchmarks.",
+            "python -m evidence.",
             "python examples/",
             "accelerate launch ",
             "lmms-eval ",
@@ -106,10 +106,10 @@ def _expand(paths: list[str]) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    "row", [row for text in TEXTS.values() for row in text.splitlines() if "benchmarks/results/" in row]
+    "row", [row for text in TEXTS.values() for row in text.splitlines() if "evidence/results/" in row]
 )
 def test_numbers_stand_in_the_result_file(row: str) -> None:
-    (name,) = re.findall(r"\]\((?:\.\./)?(benchmarks/results/[^)]+)\)", row)
+    (name,) = re.findall(r"\]\((?:\.\./)?(evidence/results/[^)]+)\)", row)
     measured = list(_numbers(json.loads((ROOT / name).read_text(encoding="utf-8"))))
     text = re.sub(r"\[[^]]*\]\([^)]*\)", "", row)
     for number in re.findall(r"(?<![\w.])\d+(?:\.\d+)?(?![\w.])", text.replace(",", "")):

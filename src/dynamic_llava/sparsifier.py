@@ -15,16 +15,16 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from dynamic_llava import attention
-from dynamic_llava.adapters import Adapter
-from dynamic_llava.cache import SparseCache
+from dynamic_llava.adapter import Adapter
 from dynamic_llava.config import SparsityConfig
-from dynamic_llava.decisions import Decisions
-from dynamic_llava.decoder import sparse_forward
-from dynamic_llava.fit import check_fit, computes_on
-from dynamic_llava.flops import DecoderShape
-from dynamic_llava.placeholders import image_positions
-from dynamic_llava.report import Report
+from dynamic_llava.core.attention import interface
+from dynamic_llava.core.cache import SparseCache
+from dynamic_llava.core.decisions import Decisions
+from dynamic_llava.core.decoder import sparse_forward
+from dynamic_llava.core.fit import check_fit, computes_on
+from dynamic_llava.core.placeholders import image_positions
+from dynamic_llava.core.report import Report
+from dynamic_llava.costs.flops import DecoderShape
 
 
 @dataclass
@@ -123,7 +123,7 @@ class Sparsifier(Decisions):
         model._keys_to_ignore_on_save = {*(model._keys_to_ignore_on_save or ()), *own_keys}
         # The layers get a config of their own: the shared one, which users read and set, stays as it is.
         policy_config = copy.copy(language_model.config)
-        policy_config._attn_implementation = attention.register(policy_config._attn_implementation)
+        policy_config._attn_implementation = interface.register(policy_config._attn_implementation)
         for layer in language_model.layers:
             layer.self_attn.config = policy_config
         setattr(language_model, entry, functools.partial(sparse_forward, language_model, sparsifier=self))

@@ -10,7 +10,7 @@ from tests import tiny
 from torch import Tensor
 from transformers import CompileConfig, StaticCache
 
-from dynamic_llava import masks
+from dynamic_llava.core import masks
 
 STEPS = 40
 

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dynamic_llava import masked_attention as module
-from dynamic_llava.masked_attention import BlockSize, masked_attention
-from dynamic_llava.masks import causal, visibility, with_diagonal
-from dynamic_llava.selection import masked_softmax
+from dynamic_llava.core.attention import blocked as module
+from dynamic_llava.core.attention.blocked import BlockSize, masked_attention
+from dynamic_llava.core.attention.definition import masked_softmax
+from dynamic_llava.core.masks import causal, visibility, with_diagonal
 
 VISIBILITIES = ["none", "causal", "left padding", "right padding", "any"]
 

@@ -10,17 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests import tiny
 
-from dynamic_llava import SparsityConfig, flops, masks
-from dynamic_llava.policies import LearnedPolicy, RandomPolicy, UniformPolicy
-from dynamic_llava.selection import (
-    exponential_noise,
-    keep_count,
-    ordinals,
-    right_align,
-    straight_through,
-    top_k_mask,
-)
-from dynamic_llava.stage import BLOCK, Stage
+from dynamic_llava import SparsityConfig
+from dynamic_llava.core import masks
+from dynamic_llava.core.slots import BLOCK, Stage
+from dynamic_llava.core.view import ordinals, right_align
+from dynamic_llava.costs import flops
+from dynamic_llava.methods import LearnedPolicy, RandomPolicy, UniformPolicy
+from dynamic_llava.methods.gumbel import exponential_noise, straight_through
+from dynamic_llava.methods.top_k import keep_count, top_k_mask
 
 RATES = st.floats(0.01, 1.0)
 

@@ -7,7 +7,7 @@ import torch
 from tests import tiny
 
 from dynamic_llava import Sparsifier
-from dynamic_llava.placeholders import question_mask
+from dynamic_llava.core.placeholders import question_mask
 
 MARKER = (7, 9)
 

@@ -10,9 +10,9 @@ from tests import tiny
 from tests.core.test_training_pass import last_columns, training_pair
 
 from dynamic_llava import SparsityConfig
-from dynamic_llava.masked_attention import masked_attention
-from dynamic_llava.policies import TrainRates
-from dynamic_llava.selection import at_rate
+from dynamic_llava.core.attention.blocked import masked_attention
+from dynamic_llava.methods import TrainRates
+from dynamic_llava.methods.gumbel import at_rate
 
 
 @given(rate=st.floats(0.02, 0.98), scale=st.floats(0.0, 50.0), seed=st.integers(0, 99))
@@ -141,7 +141,7 @@ def test_the_bound_limits_the_gradient_of_a_dropped_dominant_key_and_nothing_els
 
 def test_without_masked_softmax_dropped_keys_keep_their_weight_and_lose_their_values() -> None:
     """One query, two keys of equal score: with the masked softmax the kept one gets all."""
-    from dynamic_llava.attention import KeyWeights
+    from dynamic_llava.core.attention.interface import KeyWeights
 
     q = k = torch.zeros(1, 1, 2, 2)
     v = torch.tensor([[[[1.0, 0.0], [0.0, 1.0]]]])

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlavaConfig
 
-from dynamic_llava.adapters import CONFIG_FILE, WEIGHTS_FILE
+from dynamic_llava.adapter import CONFIG_FILE, WEIGHTS_FILE
 from dynamic_llava.checkpoints import official
 from dynamic_llava.checkpoints.folders import read_config, replacing_folder, resolve
 from dynamic_llava.checkpoints.layout import from_hub, to_hub

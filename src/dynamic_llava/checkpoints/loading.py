@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from transformers import AutoProcessor, LlavaForConditionalGeneration, PreTrainedModel, ProcessorMixin
 from transformers.utils import logging
 
-from dynamic_llava.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter
+from dynamic_llava.adapter import CONFIG_FILE, WEIGHTS_FILE, Adapter
 from dynamic_llava.checkpoints.folders import first_line, read_config, resolve
 from dynamic_llava.checkpoints.layout import to_hub
 from dynamic_llava.checkpoints.official import is_official

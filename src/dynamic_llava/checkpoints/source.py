@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LlavaForConditionalGeneration
 
-from dynamic_llava.adapters import Adapter
+from dynamic_llava.adapter import Adapter
 from dynamic_llava.checkpoints import official
 from dynamic_llava.checkpoints.projectors import fit_projector
 from dynamic_llava.checkpoints.shards import Shards

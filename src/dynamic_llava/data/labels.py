@@ -12,8 +12,8 @@ from typing import Any
 from PIL import Image
 from transformers import ProcessorMixin
 
-from dynamic_llava import chat
-from dynamic_llava.chat import PLACEHOLDER, text_part
+from dynamic_llava.chat import ask as chat
+from dynamic_llava.chat.ask import PLACEHOLDER, text_part
 from dynamic_llava.data.conversations import BadSample, Conversation
 
 

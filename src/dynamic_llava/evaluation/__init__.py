@@ -13,7 +13,7 @@ from dynamic_llava.evaluation.results import environment
 from dynamic_llava.evaluation.tables import table
 from dynamic_llava.evaluation.tasks import Question, questions
 
-RESULTS = Path("benchmarks") / "results"
+RESULTS = Path("evidence") / "results"
 
 __all__ = ["default_output", "evaluate", "table"]
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dynamic_llava.chat import report_of
-from dynamic_llava.flops import DecoderShape, paper_flops, text_predictor_flops
-from dynamic_llava.policies import held_before
+from dynamic_llava.chat.ask import report_of
+from dynamic_llava.costs.flops import DecoderShape, paper_flops, text_predictor_flops
+from dynamic_llava.methods import held_before
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ def costs(model: PreTrainedModel, rows: Sequence[Row]) -> dict[str, float]:
     -------
     dict
         ``decode_tflops_paper``: one pass over the output tokens, without the prompt, see
-        :func:`~dynamic_llava.flops.paper_flops`; ``decode_tflops``: every step over its context, with the
-        predictor (norms and lm head left out); ``kv_bytes``: keys and values held at the end, prompt
+        :func:`~dynamic_llava.costs.flops.paper_flops`; ``decode_tflops``: every step over its context, with
+        the predictor (norms and lm head left out); ``kv_bytes``: keys and values held at the end, prompt
         included. Each is the mean over answers.
     """
     shape = DecoderShape.from_config(model.config.get_text_config())

@@ -6,11 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dynamic_llava.chat import PLACEHOLDER
+from dynamic_llava.chat.ask import PLACEHOLDER
+from dynamic_llava.chat.images import open_image
 from dynamic_llava.data.conversations import rounds
 from dynamic_llava.data.entries import entries
 from dynamic_llava.evaluation.tasks import Question
-from dynamic_llava.images import open_image
 
 
 def references(path: Path, images: Path) -> list[Question]:

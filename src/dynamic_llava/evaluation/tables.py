@@ -8,7 +8,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from dynamic_llava.flops import FLOP_UNITS, flop_unit
+from dynamic_llava.costs.flops import FLOP_UNITS, flop_unit
 
 Numbers = Mapping[str, Any]
 

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from dynamic_llava.core.report import Report
 from dynamic_llava.data.training import IGNORE, model_inputs
-from dynamic_llava.policies import TrainRates
-from dynamic_llava.report import Report
+from dynamic_llava.methods import TrainRates
 from dynamic_llava.sparsifier import Sparsifier
 from dynamic_llava.training import vision
 from dynamic_llava.training.noise import SampleNoise

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dynamic_llava.config import SparsityConfig
-from dynamic_llava.selection import keep_count
+from dynamic_llava.methods.top_k import keep_count
 from dynamic_llava.verification.comparison import TOLERANCE, Comparison
 from dynamic_llava.verification.files import GoldenFile
 from dynamic_llava.verification.prefill import compare_cache

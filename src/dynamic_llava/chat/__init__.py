@@ -1,0 +1,1 @@
+"""Questions about pictures: the prompt, the answer, and what was kept of them."""

@@ -1,0 +1,169 @@
+"""``dynamic-llava bench``: how long a prefill and an output token take here, dense and sparse."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dynamic_llava.cli.options import ImageKeepRate, Json, Layer, TextKeepRate, TextTokens
+from dynamic_llava.costs.presets import PRESETS
+
+if TYPE_CHECKING:
+    from dynamic_llava.bench import Progress
+
+
+def bench(
+    model: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help=f"{', '.join(PRESETS)} (random weights), or a checkpoint folder or hub id."
+        ),
+    ] = "llava-small",
+    phase: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="prefill, decode, no-cache, overhead, generate, commas between. Default: prefill,decode.",
+            show_default=False,
+        ),
+    ] = None,
+    policies: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="dense, static, preallocated, downsample or a policy, commas between. Default: all.",
+            show_default=False,
+        ),
+    ] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Rows; repeat it for a sweep. Default: 1.")] = None,
+    text_tokens: TextTokens = 60,
+    output_tokens: Annotated[
+        list[int] | None, typer.Option(help="Tokens of the answer; repeat it for a sweep. Default: 100.")
+    ] = None,
+    image_keep_rate: ImageKeepRate = 0.2,
+    text_keep_rate: TextKeepRate = 0.5,
+    layer: Layer = 2,
+    layers: Annotated[
+        int | None, typer.Option(help="Cut a preset to so many layers.", show_default=False)
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32, bfloat16 or float16. Default: bfloat16 on a GPU.", show_default=False),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="cpu, cuda or cuda:N. Default: a GPU if there is one.", show_default=False),
+    ] = None,
+    repeats: Annotated[int, typer.Option(help="Measurements of each contender.")] = 5,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the decoding step, except that of dense.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of weights, tokens and random dropping.")] = 0,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Draw the decoding into this folder.", show_default=False),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the result as JSON.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure prefill and decoding on this machine, dense and sparse in turn, beside what is possible.
+
+    Example: dynamic-llava bench --model llava-small --phase prefill --phase decode
+    """
+    if plot is not None and find_spec("matplotlib") is None:
+        raise ValueError("--plot needs matplotlib: pip install 'dynamic-llava[bench]'")
+    if output is not None and output.is_dir():
+        raise ValueError(f"--output is {output}: it must name a file, not a folder")
+    for option, folder in (("--output", output and output.parent), ("--plot", plot)):
+        if folder is not None:
+            _check_folder(option, folder)
+
+    import torch
+    from rich.console import Console
+
+    from dynamic_llava import bench as benchmark
+    from dynamic_llava.bench.tables import remarks, tables
+    from dynamic_llava.files import write_json
+
+    phases = _names(phase or ["prefill", "decode"])
+    names = _names(policies or benchmark.CONTENDERS)
+    settings = benchmark.Settings(
+        model=model,
+        phases=phases,
+        contenders=names,
+        batches=tuple(batch or (1,)),
+        output_tokens=tuple(output_tokens or (100,)),
+        text_tokens=text_tokens,
+        image_keep_rate=image_keep_rate,
+        text_keep_rate=text_keep_rate,
+        layer=layer,
+        repeats=repeats,
+        layers=layers,
+        dtype=dtype,
+        device=device,
+        compiled=compiled,
+        seed=seed,
+    )
+    try:
+        with _progress() as progress:
+            measured = benchmark.run(settings, progress)
+    except torch.OutOfMemoryError as error:
+        raise ValueError(
+            "the device ran out of memory: cut the model with --layers, take a smaller --dtype or --batch"
+        ) from error
+    result = {"command": shlex.join(["dynamic-llava", *sys.argv[1:]]), **measured}
+    console = Console(stderr=as_json)
+    console.print(*tables(result), remarks(result), sep="\n\n")
+    written = [] if output is None else [output]
+    if output is not None:
+        write_json(output, result)
+    if plot is not None:
+        from dynamic_llava.bench.plots import draw_plots
+
+        written += draw_plots(result, plot)
+    for path in written:
+        typer.echo(f"written: {path}", err=True)
+    if as_json:
+        typer.echo(json.dumps(result))
+
+
+def _names(parts: Sequence[str]) -> tuple[str, ...]:
+    """Return the names in options that may be repeated and may hold several, commas between."""
+    names = (name.strip() for part in parts for name in part.split(","))
+    return tuple(dict.fromkeys(name for name in names if name))
+
+
+def _check_folder(option: str, folder: Path) -> None:
+    """Refuse a folder that cannot be written to before hours are spent on what goes there."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ValueError(f"{option}: {existing} is no folder that can be written to, choose another")
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """Show on stderr how far each phase is and what time is left."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
+    # One look a second: drawing takes time from what is measured.
+    with Progress(
+        *columns, console=console, transient=True, refresh_per_second=1, disable=not console.is_terminal
+    ) as bar:
+
+        def begin(name: str, turns: int) -> Callable[[], None]:
+            task = bar.add_task(name, total=turns)
+            return lambda: bar.advance(task)
+
+        yield begin

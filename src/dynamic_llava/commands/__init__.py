@@ -1,1 +1,0 @@
-"""Commands of ``dynamic-llava`` that bring their own tables, one file each; ``cli.py`` registers them."""

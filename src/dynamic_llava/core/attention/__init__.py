@@ -1,0 +1,1 @@
+"""Attention with weighted keys, for training, and a look at its weights."""

@@ -1,0 +1,1 @@
+"""What a context costs: FLOPs and bytes, by count."""

@@ -1,0 +1,87 @@
+"""Fewer pixels instead of fewer tokens: the baseline that every method of dropping image tokens must beat."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel, ProcessorMixin
+
+from dynamic_llava.methods.top_k import keep_count
+
+
+@contextmanager
+def downsampled(model: PreTrainedModel, processor: ProcessorMixin, rate: float) -> Iterator[ProcessorMixin]:
+    """Let a model look at smaller pictures for the length of a block.
+
+    The pictures shrink to a grid of :func:`grid_side` patches a side, and the tower interpolates its position
+    embeddings, as transformers does for other sizes. Nothing else changes: use it on a stock model, or within
+    :func:`dynamic_llava.chat.ask.dense`.
+
+    Parameters
+    ----------
+    model
+        With a vision tower that can interpolate its position embeddings, such as CLIP.
+    processor
+        The model's; stays as it is.
+    rate
+        Share of image tokens, in (0, 1].
+
+    Yields
+    ------
+    ProcessorMixin
+        What to encode questions with inside the block.
+
+    Raises
+    ------
+    ValueError
+        If the rate is out of range, or the tower or processor cannot do it.
+    """
+    if not 0 < rate <= 1:
+        raise ValueError(f"rate is {rate}: a keep rate must be greater than 0 and at most 1")
+    tower: Any = getattr(model.model, "vision_tower", None)
+    if tower is None or "interpolate_pos_encoding" not in _arguments(tower):
+        raise ValueError(
+            f"{type(model).__name__} has no vision tower that takes pictures of other sizes: CLIP's does"
+        )
+    smaller = _smaller(processor, rate)
+    handle = tower.register_forward_pre_hook(_interpolating, with_kwargs=True)
+    try:
+        yield smaller
+    finally:
+        handle.remove()
+
+
+def grid_side(tokens: int, rate: float) -> int:
+    """Return the side of the largest square grid of patches with at most ``int(tokens * rate)`` of them."""
+    return math.isqrt(keep_count(tokens, rate))
+
+
+def _arguments(tower: nn.Module) -> set[str]:
+    """Return what the tower and its embeddings take; wrappers hand on what they do not name."""
+    embeddings = [part for name, part in tower.named_modules() if name.rpartition(".")[2] == "embeddings"]
+    return {name for part in (tower, *embeddings) for name in inspect.signature(part.forward).parameters}
+
+
+def _smaller(processor: ProcessorMixin, rate: float) -> ProcessorMixin:
+    size, patch = dict(processor.image_processor.size), getattr(processor, "patch_size", None)
+    side = size.get("height", size.get("shortest_edge"))
+    if patch is None or side is None or size.get("width", side) != side:
+        raise ValueError(
+            f"{type(processor).__name__} makes no square pictures of whole patches: it cannot be downsampled"
+        )
+    grid = grid_side((side // patch) ** 2, rate)
+    made = copy.deepcopy(processor)
+    square = {"height": grid * patch, "width": grid * patch}
+    made.image_processor.crop_size = square
+    made.image_processor.size = square if "height" in size else {"shortest_edge": grid * patch}
+    return made
+
+
+def _interpolating(tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return args, {**kwargs, "interpolate_pos_encoding": True}

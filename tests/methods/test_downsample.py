@@ -1,0 +1,73 @@
+"""Smaller pictures: fewer image tokens, the stock model's own interpolation, and nothing left behind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from tests import tiny
+
+import dynamic_llava
+from dynamic_llava.chat import ask as chat
+from dynamic_llava.methods.downsample import downsampled
+
+
+@pytest.fixture(scope="module")
+def nano() -> Any:
+    return dynamic_llava.load("nano")
+
+
+@pytest.mark.parametrize(("rate", "grid"), [(0.05, 2), (0.1, 3), (0.2, 5), (0.5, 8), (1.0, 12)])
+def test_tokens_are_at_most_the_budget_and_logits_those_of_stock_interpolation(
+    nano: Any, rate: float, grid: int
+) -> None:
+    model, processor = nano
+    image = Image.effect_noise((120, 90), 60).convert("RGB")
+    prompt = chat.chat_prompt(processor, "What is it?", 1)
+    with chat.dense(model), downsampled(model, processor, rate) as smaller, torch.inference_mode():
+        inputs = chat.encode(smaller, [prompt], [image])
+        logits = model(**inputs).logits
+    ids = inputs["input_ids"]
+    assert (ids == model.config.image_token_id).sum() == grid**2 <= max(1, int(144 * rate))
+    assert inputs["pixel_values"].shape[-2:] == (8 * grid, 8 * grid)
+    with chat.dense(model), torch.inference_mode():
+        features = model.get_image_features(
+            inputs["pixel_values"],
+            interpolate_pos_encoding=True,
+            vision_feature_layer=model.config.vision_feature_layer,
+            vision_feature_select_strategy=model.config.vision_feature_select_strategy,
+        ).pooler_output
+        embeds = model.get_input_embeddings()(ids)
+        embeds[ids == model.config.image_token_id] = torch.cat(list(features))
+        expected = model(inputs_embeds=embeds, attention_mask=inputs["attention_mask"]).logits
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_everything_is_as_before_also_after_an_error(nano: Any) -> None:
+    model, processor = nano
+    image = Image.new("RGB", (96, 96), "red")
+    before = chat.ask(model, processor, "What is it?", [image], 4)
+    with pytest.raises(RuntimeError, match="inside"), downsampled(model, processor, 0.2):
+        raise RuntimeError("inside")
+    assert chat.ask(model, processor, "What is it?", [image], 4).text == before.text
+    assert processor.image_processor.size["height"] == 96
+    assert not model.model.vision_tower._forward_pre_hooks
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.5])
+def test_wrong_rates_are_refused(nano: Any, rate: float) -> None:
+    with pytest.raises(ValueError, match="keep rate"), downsampled(*nano, rate):
+        pass
+
+
+def test_towers_and_processors_that_cannot_are_refused(nano: Any) -> None:
+    model, processor = nano
+    stub = tiny.model()
+    stub.model.vision_tower = torch.nn.Identity()
+    with pytest.raises(ValueError, match="no vision tower"), downsampled(stub, processor, 0.2):
+        pass
+    other = type("Odd", (), {"image_processor": type("P", (), {"size": {"longest_edge": 9}})()})()
+    with pytest.raises(ValueError, match="no square pictures"), downsampled(model, other, 0.2):
+        pass
