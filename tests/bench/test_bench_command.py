@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import sys
@@ -164,7 +165,7 @@ def test_bad_options_end_with_one_line(command: Command, options: tuple[object, 
 
 
 def test_plots_need_matplotlib(command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("dynamic_llava.cli.bench.find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.import_module("dynamic_llava.cli.bench"), "find_spec", lambda name: None)
     code, _, stderr = command(*SMALL, "--plot", tmp_path)
     assert (code, stderr.count("\n")) == (2, 1)
     assert "pip install 'dynamic-llava[bench]'" in stderr
