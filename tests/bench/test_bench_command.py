@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import sys
@@ -17,7 +16,7 @@ from tests.tiny import model as tiny_model
 from tests.tiny import sparsifier as tiny_sparsifier
 
 from dynamic_llava.bench import PHASES, machine, run
-from dynamic_llava.cli.bench import bench
+from dynamic_llava.cli import bench
 from dynamic_llava.cli.usage import Commands
 
 SMALL = ("--model", "tiny", "--output-tokens", 8, "--text-tokens", 6, "--repeats", 2, "--device", "cpu")
@@ -32,7 +31,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     @app.callback()
     def common(traceback: bool = False) -> None: ...
 
-    app.command()(bench)
+    app.command("bench")(bench.command)
 
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["dynamic-llava", "bench", *map(str, arguments)])
@@ -165,7 +164,7 @@ def test_bad_options_end_with_one_line(command: Command, options: tuple[object, 
 
 
 def test_plots_need_matplotlib(command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(importlib.import_module("dynamic_llava.cli.bench"), "find_spec", lambda name: None)
+    monkeypatch.setattr(bench, "find_spec", lambda name: None)
     code, _, stderr = command(*SMALL, "--plot", tmp_path)
     assert (code, stderr.count("\n")) == (2, 1)
     assert "pip install 'dynamic-llava[bench]'" in stderr

@@ -165,7 +165,7 @@ def test_interrupt(command: Command, picture: Path, monkeypatch: pytest.MonkeyPa
     def interrupted(source: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_load", interrupted)
+    monkeypatch.setattr(cli.model, "load", interrupted)
     outcome = command("generate", "--image", picture, "--prompt", "what?")
     assert (outcome.code, outcome.stdout, outcome.stderr) == (130, "", "interrupted\n")
 
@@ -348,5 +348,5 @@ def test_demo_out_is_a_file(command: Command, checkpoint: Path, picture: Path) -
 def test_refusal_leaves_the_model_alone(model: LlavaForConditionalGeneration) -> None:
     config = model.sparsifier.config
     with pytest.raises(ValueError, match="image_keep_rate"):
-        cli._configure(model, image_keep_rate=2.0)
+        cli.model.configure(model, image_keep_rate=2.0)
     assert model.sparsifier.config is config

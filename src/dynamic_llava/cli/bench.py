@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shlex
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -15,13 +12,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dynamic_llava.cli.options import ImageKeepRate, Json, Layer, TextKeepRate, TextTokens
+from dynamic_llava.cli.output import command_line, print_json
 from dynamic_llava.costs.presets import PRESETS
 
 if TYPE_CHECKING:
     from dynamic_llava.bench import Progress
 
 
-def bench(
+def command(
     model: Annotated[
         str,
         typer.Option(
@@ -90,13 +88,13 @@ def bench(
     import torch
     from rich.console import Console
 
-    from dynamic_llava import bench as benchmark
+    from dynamic_llava import bench
     from dynamic_llava.bench.tables import remarks, tables
     from dynamic_llava.files import write_json
 
     phases = _names(phase or ["prefill", "decode"])
-    names = _names(policies or benchmark.CONTENDERS)
-    settings = benchmark.Settings(
+    names = _names(policies or bench.CONTENDERS)
+    settings = bench.Settings(
         model=model,
         phases=phases,
         contenders=names,
@@ -115,12 +113,12 @@ def bench(
     )
     try:
         with _progress() as progress:
-            measured = benchmark.run(settings, progress)
+            measured = bench.run(settings, progress)
     except torch.OutOfMemoryError as error:
         raise ValueError(
             "the device ran out of memory: cut the model with --layers, take a smaller --dtype or --batch"
         ) from error
-    result = {"command": shlex.join(["dynamic-llava", *sys.argv[1:]]), **measured}
+    result = {"command": command_line(), **measured}
     console = Console(stderr=as_json)
     console.print(*tables(result), remarks(result), sep="\n\n")
     written = [] if output is None else [output]
@@ -133,7 +131,7 @@ def bench(
     for path in written:
         typer.echo(f"written: {path}", err=True)
     if as_json:
-        typer.echo(json.dumps(result))
+        print_json(result)
 
 
 def _names(parts: Sequence[str]) -> tuple[str, ...]:

@@ -1,0 +1,31 @@
+"""``dynamic-llava demo``: bundled pictures, answered dense and sparse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dynamic_llava.cli.model import load
+from dynamic_llava.cli.options import Json, Model
+from dynamic_llava.cli.output import print_json
+
+
+def command(
+    out: Annotated[Path, typer.Option(help="Folder for the pictures of what was kept.")] = Path("demo"),
+    model: Model = "nano",
+    as_json: Json = False,
+) -> None:
+    """Answer bundled questions dense and sparse, and show what the sparse context kept and saved.
+
+    Example: dynamic-llava demo --out demo
+    """
+    from rich.console import Console
+
+    from dynamic_llava.chat import demo
+
+    items = demo.run(*load(model), demo.requests(), out)
+    shown = demo.present(items, Console(stderr=as_json))
+    if as_json:
+        print_json(demo.as_json(shown))
