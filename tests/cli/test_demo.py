@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 from PIL import Image
-from tests.command_line import Command
+from tests.command_line import Command, refused
 from transformers import LlavaForConditionalGeneration, LlavaProcessor, ProcessorMixin
 
 import dynamic_llava
@@ -157,3 +157,15 @@ def test_nano_drops_image_and_output_tokens(nano_items: list[dict[str, Any]]) ->
         assert item["kv_bytes"] < item["kv_bytes_dense"]
         if item["question"] == scenes.DESCRIBE:
             assert 0 < item["output_tokens_kept"] < item["output_tokens"]
+
+
+def test_demo_of_a_model_without_sparsifier(command: Command, stock_checkpoint: Path, tmp_path: Path) -> None:
+    line = refused(command, "demo", "--model", stock_checkpoint, "--out", tmp_path / "out")
+    assert "no sparsifier" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_demo_out_is_a_file(command: Command, checkpoint: Path, picture: Path) -> None:
+    before = picture.read_bytes()
+    assert str(picture) in refused(command, "demo", "--model", checkpoint, "--out", picture)
+    assert picture.read_bytes() == before
