@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from dynamic_llava.chat import ask as chat
+from dynamic_llava.chat.ask import encode
+from dynamic_llava.chat.prompt import chat_answer, chat_prompt
 from dynamic_llava.evaluation import accuracy, default_output, descriptions, evaluate, results, scoring, tasks
 from dynamic_llava.evaluation.batches import Kept, answer
 
@@ -17,10 +18,10 @@ def stepwise_loss(
     model: LlavaForConditionalGeneration, processor: LlavaProcessor, question: tasks.Question
 ) -> tuple[float, int]:
     """Feed the reference token by token with a cache; return its summed loss and its length."""
-    prompt = chat.chat_prompt(processor, question.text, 1)
-    continuation = chat.chat_answer(processor, question.text, 1, question.answer)
+    prompt = chat_prompt(processor, question.text, 1)
+    continuation = chat_answer(processor, question.text, 1, question.answer)
     tokens = processor.tokenizer(continuation, add_special_tokens=False)["input_ids"]
-    inputs = chat.encode(processor, [prompt], [question.open_image()])
+    inputs = encode(processor, [prompt], [question.open_image()])
     length = inputs["input_ids"].shape[1]
     loss = 0.0
     with torch.inference_mode():

@@ -12,8 +12,7 @@ from typing import Any
 from PIL import Image
 from transformers import ProcessorMixin
 
-from dynamic_llava.chat import ask as chat
-from dynamic_llava.chat.ask import PLACEHOLDER, text_part
+from dynamic_llava.chat.prompt import PLACEHOLDER, apply_template, text_part
 from dynamic_llava.data.conversations import BadSample, Conversation
 
 
@@ -39,11 +38,11 @@ def render(processor: ProcessorMixin, conversation: Conversation) -> Rendered:
     """
     messages = _messages(conversation)
     text, spans = "", []
-    whole = chat.render(processor, messages)
+    whole = apply_template(processor, messages)
     done = 0  # how much of `whole` is in `text`
     for number in range(1, len(messages), 2):
-        asked = chat.render(processor, messages[:number], add_generation_prompt=True)
-        answered = chat.render(processor, messages[: number + 1])
+        asked = apply_template(processor, messages[:number], add_generation_prompt=True)
+        answered = apply_template(processor, messages[: number + 1])
         if not (whole.startswith(asked) and whole.startswith(answered.rstrip())):
             raise BadSample(
                 f"{conversation.name}: the chat template rewrites earlier turns; it cannot be trained on"
