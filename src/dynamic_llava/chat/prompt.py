@@ -49,7 +49,7 @@ def chat_answer(
     ValueError
         The template renders the prompt differently once it is answered, or as `chat_prompt` does.
     """
-    turns = [*_turns(prompt, pictures, earlier), _assistant_turn(answer)]
+    turns = [*_turns(prompt, pictures, earlier), assistant_turn(answer)]
     asked, answered = chat_prompt(processor, prompt, pictures, earlier), apply_template(processor, turns)
     if not answered.startswith(asked):
         raise ValueError("the chat template rewrites the prompt once it is answered; it cannot be scored")
@@ -66,16 +66,31 @@ def apply_template(
     return str(text)
 
 
+def user_turn(text: str) -> dict[str, Any]:
+    """Return what a user says, with a picture in the place of every ``<image>``."""
+    first, *rest = text.split(PLACEHOLDER)
+    content = [_text_part(first)]
+    for part in rest:
+        content += [{"type": "image"}, _text_part(part)]
+    return {"role": "user", "content": [part for part in content if part.get("text") != ""]}
+
+
+def assistant_turn(answer: str) -> dict[str, Any]:
+    """Return what the model answers."""
+    return {"role": "assistant", "content": [_text_part(answer)]}
+
+
 def _turns(prompt: str, pictures: int, earlier: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
     """Return all turns up to ``prompt``; the pictures go to the first one."""
     turns = []
     for question, answer in earlier:
-        turns += [_user_turn(question, pictures), _assistant_turn(answer)]
+        turns += [user_turn(_placed(question, pictures)), assistant_turn(answer)]
         pictures = 0
-    return [*turns, _user_turn(prompt, pictures)]
+    return [*turns, user_turn(_placed(prompt, pictures))]
 
 
-def _user_turn(prompt: str, pictures: int) -> dict[str, Any]:
+def _placed(prompt: str, pictures: int) -> str:
+    """Return the prompt with one placeholder for each picture."""
     placeholders = prompt.count(PLACEHOLDER)
     if placeholders not in (0, pictures):
         raise ValueError(
@@ -84,17 +99,8 @@ def _user_turn(prompt: str, pictures: int) -> dict[str, Any]:
         )
     if not prompt.replace(PLACEHOLDER, "").strip():
         raise ValueError("the prompt is empty; write a question or a request")
-    first, *rest = (prompt if placeholders else PLACEHOLDER * pictures + prompt).split(PLACEHOLDER)
-    content = [text_part(first)]
-    for text in rest:
-        content += [{"type": "image"}, text_part(text)]
-    return {"role": "user", "content": [part for part in content if part.get("text") != ""]}
+    return prompt if placeholders else PLACEHOLDER * pictures + prompt
 
 
-def _assistant_turn(answer: str) -> dict[str, Any]:
-    return {"role": "assistant", "content": [text_part(answer)]}
-
-
-def text_part(text: str) -> dict[str, str]:
-    """Return a piece of text as chat templates take it."""
+def _text_part(text: str) -> dict[str, str]:
     return {"type": "text", "text": text.strip()}

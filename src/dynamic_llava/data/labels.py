@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 from transformers import ProcessorMixin
 
-from dynamic_llava.chat.prompt import PLACEHOLDER, apply_template, text_part
+from dynamic_llava.chat.prompt import PLACEHOLDER, apply_template, assistant_turn, user_turn
 from dynamic_llava.data.conversations import BadSample, Conversation
 
 
@@ -36,7 +36,11 @@ def render(processor: ProcessorMixin, conversation: Conversation) -> Rendered:
     BadSample
         If the template rewrites earlier turns, so that training would not see what inference does.
     """
-    messages = _messages(conversation)
+    messages = [
+        turn
+        for question, answer in conversation.turns
+        for turn in (user_turn(question), assistant_turn(answer))
+    ]
     text, spans = "", []
     whole = apply_template(processor, messages)
     done = 0  # how much of `whole` is in `text`
@@ -109,16 +113,3 @@ def _expanded(ids: list[int], plain: Sequence[int], spans: Sequence[int], pictur
     if len(result) != len(ids):
         raise BadSample("the processor does more than repeat image tokens; it cannot be trained with")
     return result
-
-
-def _messages(conversation: Conversation) -> list[dict[str, Any]]:
-    messages = []
-    for question, answer in conversation.turns:
-        first, *rest = question.split(PLACEHOLDER)
-        content = [text_part(first)]
-        for text in rest:
-            content += [{"type": "image"}, text_part(text)]
-        content = [part for part in content if part.get("text") != ""]
-        messages.append({"role": "user", "content": content})
-        messages.append({"role": "assistant", "content": [text_part(answer)]})
-    return messages
