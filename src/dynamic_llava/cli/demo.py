@@ -23,9 +23,9 @@ def command(
     """
     from rich.console import Console
 
-    from dynamic_llava.chat import demo
+    from dynamic_llava.chat import side_by_side
 
-    items = demo.run(*load(model), demo.requests(), out)
-    shown = demo.present(items, Console(stderr=as_json))
+    items = side_by_side.run(*load(model), side_by_side.requests(), out)
+    shown = side_by_side.present(items, Console(stderr=as_json))
     if as_json:
-        print_json(demo.as_json(shown))
+        print_json(side_by_side.as_json(shown))
