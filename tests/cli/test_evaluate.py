@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from tests.command_line import Command
 
+from dynamic_llava import evaluation
+
 PROVENANCE = {
     "command",
     "versions",
@@ -52,3 +54,15 @@ def test_table_in_a_terminal(command: Command, checkpoint: Path) -> None:
     assert outcome.code == 0
     assert "accuracy" in outcome.stdout
     assert "all" in outcome.stdout
+
+
+def test_nothing_is_written_unasked(
+    command: Command, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "evidence" / "results"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: {"numbers": {}})
+    outcome = command("evaluate", "--task", "scenes", "--model", checkpoint, "--json")
+    assert (outcome.code, outcome.stderr) == (0, "")
+    assert list(folder.iterdir()) == []

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from dynamic_llava.chat.ask import encode
 from dynamic_llava.chat.prompt import chat_answer, chat_prompt
-from dynamic_llava.evaluation import accuracy, default_output, descriptions, evaluate, results, scoring, tasks
+from dynamic_llava.evaluation import accuracy, descriptions, evaluate, results, scoring, tasks
 from dynamic_llava.evaluation.batches import Kept, answer
 
 
@@ -197,16 +195,3 @@ def test_wilson_interval(right: int, total: int, interval: tuple[float, float]) 
 def test_impossible_counts(right: int, total: int) -> None:
     with pytest.raises(ValueError, match=f"{right} right answers of {total}"):
         results.wilson(right, total)
-
-
-def test_results_land_in_the_checkout_only_if_complete(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert default_output("scenes", "nano", dense=False, limit=None) is None
-    folder = tmp_path / "evidence" / "results"
-    folder.mkdir(parents=True)
-    assert default_output("scenes", "nano", dense=False, limit=10) is None
-    assert default_output("generation", "nano", dense=False, limit=None) is None
-    named = default_output("scenes", "models/nano", dense=True, limit=None)
-    assert named == Path("evidence/results/scenes-nano-dense.json")

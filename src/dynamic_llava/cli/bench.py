@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dynamic_llava.cli.options import ImageKeepRate, Json, Layer, TextKeepRate, TextTokens
+from dynamic_llava.cli.options import ImageKeepRate, Json, Layer, Output, TextKeepRate, TextTokens
 from dynamic_llava.cli.output import command_line, print_json
 from dynamic_llava.costs.presets import PRESETS
 
@@ -68,9 +68,7 @@ def command(
         Path | None,
         typer.Option(metavar="DIR", help="Draw the decoding into this folder.", show_default=False),
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the result as JSON.", show_default=False)
-    ] = None,
+    output: Output = None,
     as_json: Json = False,
 ) -> None:
     """Measure prefill and decoding on this machine, dense and sparse in turn, beside what is possible.

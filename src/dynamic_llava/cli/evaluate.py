@@ -17,6 +17,7 @@ from dynamic_llava.cli.options import (
     Model,
     OtherImageKeepRate,
     OtherTextKeepRate,
+    Output,
     TextPolicy,
 )
 from dynamic_llava.cli.output import command_line, print_json
@@ -54,10 +55,7 @@ def command(
     limit: Annotated[int | None, typer.Option(min=1, help="Ask only the first N questions.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 64,
     seed: Annotated[int, typer.Option(help="Seed of random dropping.")] = 0,
-    output: Annotated[
-        Path | None,
-        typer.Option(help="Result file; default: evidence/results/ where the current folder has one."),
-    ] = None,
+    output: Output = None,
     as_json: Json = False,
 ) -> None:
     """Measure accuracy on easy-VQA or held-out scenes, or the quality and cost of long answers.
@@ -69,13 +67,15 @@ def command(
     from dynamic_llava import evaluation
     from dynamic_llava.files import write_json
 
-    changes = {
-        "image_keep_rate": image_keep_rate,
-        "text_keep_rate": text_keep_rate,
-        "image_policy": image_policy,
-        "text_policy": text_policy,
-    }
-    with prepared(model, dense, downsample, **changes) as (loaded, processor):
+    with prepared(
+        model,
+        dense,
+        downsample,
+        image_keep_rate=image_keep_rate,
+        text_keep_rate=text_keep_rate,
+        image_policy=image_policy,
+        text_policy=text_policy,
+    ) as (loaded, processor):
         measured = evaluation.evaluate(
             loaded,
             processor,
@@ -88,11 +88,9 @@ def command(
             max_new_tokens=max_new_tokens,
         )
     result = {"command": command_line(), "model": model, "dense": dense, "downsample": downsample, **measured}
-    changed = any(value is not None for value in (*changes.values(), downsample))
-    path = output or (None if changed else evaluation.default_output(task, model, dense, limit))
-    if path is not None:
-        write_json(path, result)
-        typer.echo(f"written: {path}", err=True)
+    if output is not None:
+        write_json(output, result)
+        typer.echo(f"written: {output}", err=True)
     if as_json:
         print_json(result)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,6 +17,9 @@ def _listed(names: Sequence[str]) -> str:
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
+Output = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Write the result as JSON.", show_default=False)
+]
 Model = Annotated[
     str, typer.Option("--model", metavar="DIR_OR_ID", help="Checkpoint folder, hub id, or nano.")
 ]
