@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import typer
 from tests.bench.conftest import settings
+from tests.test_files import BAD_FILES
 from tests.tiny import model as tiny_model
 from tests.tiny import sparsifier as tiny_sparsifier
 
@@ -161,6 +162,15 @@ def test_bad_options_end_with_one_line(command: Command, options: tuple[object, 
     assert stderr.startswith("error: ")
     assert stderr.count("\n") == 1
     assert named in stderr
+
+
+@pytest.mark.parametrize(("make", "message"), BAD_FILES)
+def test_bad_output_is_refused_before_a_model_is_loaded(
+    make: Callable[[Path], Path], message: str, command: Command, tmp_path: Path
+) -> None:
+    code, stdout, stderr = command("--model", "no-such-model", "--output", make(tmp_path))
+    assert (code, stdout, stderr.count("\n")) == (2, "", 1)
+    assert message in stderr
 
 
 def test_plots_need_matplotlib(command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

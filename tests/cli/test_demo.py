@@ -106,3 +106,9 @@ def test_demo_out_is_a_file(command: Command, checkpoint: Path, picture: Path) -
     before = picture.read_bytes()
     assert str(picture) in refused(command, "demo", "--model", checkpoint, "--out", picture)
     assert picture.read_bytes() == before
+
+
+def test_bad_out_is_refused_before_a_model_is_loaded(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "taken").touch()
+    line = refused(command, "demo", "--model", "no-such-model", "--out", tmp_path / "taken" / "out")
+    assert f"--out: {tmp_path / 'taken'} is no folder that can be written to" in line

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.command_line import Command
+from tests.command_line import Command, refused
+from tests.test_files import BAD_FILES
 
 from dynamic_llava import evaluation
 
@@ -66,3 +68,11 @@ def test_nothing_is_written_unasked(
     outcome = command("evaluate", "--task", "scenes", "--model", checkpoint, "--json")
     assert (outcome.code, outcome.stderr) == (0, "")
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(("make", "message"), BAD_FILES)
+def test_bad_output_is_refused_before_a_model_is_loaded(
+    make: Callable[[Path], Path], message: str, command: Command, tmp_path: Path
+) -> None:
+    ask = ("evaluate", "--task", "scenes", "--model", "no-such-model")
+    assert message in refused(command, *ask, "--output", make(tmp_path))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -14,6 +13,7 @@ import typer
 from dynamic_llava.cli.options import ImageKeepRate, Json, Layer, Output, TextKeepRate, TextTokens
 from dynamic_llava.cli.output import command_line, print_json
 from dynamic_llava.costs.presets import PRESETS
+from dynamic_llava.files import check_file, check_folder, write_json
 
 if TYPE_CHECKING:
     from dynamic_llava.bench import Progress
@@ -77,18 +77,16 @@ def command(
     """
     if plot is not None and find_spec("matplotlib") is None:
         raise ValueError("--plot needs matplotlib: pip install 'dynamic-llava[bench]'")
-    if output is not None and output.is_dir():
-        raise ValueError(f"--output is {output}: it must name a file, not a folder")
-    for option, folder in (("--output", output and output.parent), ("--plot", plot)):
-        if folder is not None:
-            _check_folder(option, folder)
+    if output is not None:
+        check_file("--output", output)
+    if plot is not None:
+        check_folder("--plot", plot)
 
     import torch
     from rich.console import Console
 
     from dynamic_llava import bench
     from dynamic_llava.bench.tables import remarks, tables
-    from dynamic_llava.files import write_json
 
     phases = _names(phase or ["prefill", "decode"])
     names = _names(policies or bench.CONTENDERS)
@@ -136,13 +134,6 @@ def _names(parts: Sequence[str]) -> tuple[str, ...]:
     """Return the names in options that may be repeated and may hold several, commas between."""
     names = (name.strip() for part in parts for name in part.split(","))
     return tuple(dict.fromkeys(name for name in names if name))
-
-
-def _check_folder(option: str, folder: Path) -> None:
-    """Refuse a folder that cannot be written to before hours are spent on what goes there."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise ValueError(f"{option}: {existing} is no folder that can be written to, choose another")
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import typer
 
 from dynamic_llava.cli.options import Json
 from dynamic_llava.cli.output import print_json
+from dynamic_llava.files import check_folder
 
 
 class Format(StrEnum):
@@ -37,6 +38,8 @@ def command(
 
     Example: dynamic-llava convert liuhaotian/llava-v1.5-7b llava-7b
     """
+    check_folder("OUT", out)
+
     from dataclasses import asdict
 
     import torch

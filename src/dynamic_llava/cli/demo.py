@@ -10,6 +10,7 @@ import typer
 from dynamic_llava.cli.model import load
 from dynamic_llava.cli.options import Json, Model
 from dynamic_llava.cli.output import print_json
+from dynamic_llava.files import check_folder
 
 
 def command(
@@ -21,6 +22,8 @@ def command(
 
     Example: dynamic-llava demo --out demo
     """
+    check_folder("--out", out)
+
     from rich.console import Console
 
     from dynamic_llava.chat import side_by_side

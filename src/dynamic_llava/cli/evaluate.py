@@ -21,6 +21,7 @@ from dynamic_llava.cli.options import (
     TextPolicy,
 )
 from dynamic_llava.cli.output import command_line, print_json
+from dynamic_llava.files import check_file, write_json
 
 
 class Task(StrEnum):
@@ -62,10 +63,12 @@ def command(
 
     Example: dynamic-llava evaluate --model nano --task easy-vqa
     """
+    if output is not None:
+        check_file("--output", output)
+
     from rich.console import Console
 
     from dynamic_llava import evaluation
-    from dynamic_llava.files import write_json
 
     with prepared(
         model,

@@ -9,6 +9,7 @@ import typer
 
 from dynamic_llava.cli.options import Json
 from dynamic_llava.cli.output import print_json
+from dynamic_llava.files import check_folder
 
 
 def command(
@@ -24,8 +25,10 @@ def command(
     Example: dynamic-llava train recipes/nano-dense.yaml --dry-run
     """
     from dynamic_llava.training import run
+    from dynamic_llava.training.recipe import Recipe
 
     if not dry:
+        check_folder(f"output in {recipe}", Recipe.read(recipe).output)
         folder = run.train(recipe, resume=resume)
         print_json({"model": str(folder)}) if as_json else typer.echo(folder)
         return
