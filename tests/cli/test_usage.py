@@ -1,7 +1,9 @@
-"""A mistake ends with one line on stderr and exit code 2; Ctrl-C ends with 130."""
+"""A mistake ends with one line and exit code 2, Ctrl-C with 130, a reader that leaves with 1 in silence."""
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -18,6 +20,32 @@ def test_interrupt(command: Command, picture: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(cli.model, "load", interrupted)
     outcome = command("generate", "--image", picture, "--prompt", "what?")
     assert (outcome.code, outcome.stdout, outcome.stderr) == (130, "", "interrupted\n")
+
+
+@pytest.mark.parametrize("arguments", ["flops", "flops --json", "flops --help", "--help"])
+def test_reader_that_leaves_is_met_in_silence(arguments: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)  # as `head -1` does, sooner or later
+    with os.fdopen(writer, "w") as pipe:
+        done = subprocess.run(
+            [sys.executable, "-m", "dynamic_llava", *arguments.split()],
+            stdout=pipe,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_other_broken_pipes_are_told(
+    command: Command, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(source: str) -> None:
+        raise BrokenPipeError("a worker is gone")
+
+    monkeypatch.setattr(cli.model, "load", broken)
+    assert "a worker is gone" in refused(command, "generate", "--image", picture, "--prompt", "what?")
 
 
 def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
