@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import math
 import sys
@@ -99,6 +101,20 @@ def test_sweep_with_files_and_plots(command: Command, tmp_path: Path) -> None:
     }  # fmt: skip
     assert "Decoding with a cache" in stdout
     assert stderr.count("written: ") == 4
+
+
+def test_the_result_is_kept_where_it_cannot_be_shown(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    out = tmp_path / "result.json"
+    code, _, stderr = command(*SMALL, "--phase", "prefill", "--policies", "dense", "--output", out)
+    assert (code, "No space left on device" in stderr) == (2, True)
+    assert json.loads(out.read_text())["phases"].keys() == {"prefill"}
 
 
 @pytest.mark.parametrize("sparse", [True, False])

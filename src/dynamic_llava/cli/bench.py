@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dynamic_llava.cli.options import ImageKeepRate, Json, Layer, Output, TextKeepRate, TextTokens
-from dynamic_llava.cli.output import command_line, print_json
+from dynamic_llava.cli.output import command_line, print_json, say_written
 from dynamic_llava.costs.presets import PRESETS
 from dynamic_llava.files import check_file, check_folder, write_json
 
@@ -115,17 +115,14 @@ def command(
             "the device ran out of memory: cut the model with --layers, take a smaller --dtype or --batch"
         ) from error
     result = {"command": command_line(), **measured}
-    console = Console(stderr=as_json)
-    console.print(*tables(result), remarks(result), sep="\n\n")
-    written = [] if output is None else [output]
-    if output is not None:
+    if output is not None:  # before it is shown: a terminal may be gone after hours
         write_json(output, result)
+        say_written(output)
+    Console(stderr=as_json).print(*tables(result), remarks(result), sep="\n\n")
     if plot is not None:
         from dynamic_llava.bench.plots import draw_plots
 
-        written += draw_plots(result, plot)
-    for path in written:
-        typer.echo(f"written: {path}", err=True)
+        say_written(*draw_plots(result, plot))
     if as_json:
         print_json(result)
 

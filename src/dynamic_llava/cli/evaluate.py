@@ -20,7 +20,7 @@ from dynamic_llava.cli.options import (
     Output,
     TextPolicy,
 )
-from dynamic_llava.cli.output import command_line, print_json
+from dynamic_llava.cli.output import command_line, print_json, say_written
 from dynamic_llava.files import check_file, write_json
 
 
@@ -93,7 +93,7 @@ def command(
     result = {"command": command_line(), "model": model, "dense": dense, "downsample": downsample, **measured}
     if output is not None:
         write_json(output, result)
-        typer.echo(f"written: {output}", err=True)
+        say_written(output)
     if as_json:
         print_json(result)
     else:

@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -14,6 +15,12 @@ import typer
 def print_json(content: Mapping[str, Any]) -> None:
     """Print one JSON object as a line of its own, as ``--json`` promises."""
     typer.echo(json.dumps(content, ensure_ascii=False))
+
+
+def say_written(*paths: Path) -> None:
+    """Tell which files a command has written."""
+    for path in paths:
+        typer.echo(f"written: {path}", err=True)
 
 
 def command_line() -> str:
