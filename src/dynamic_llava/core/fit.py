@@ -72,4 +72,4 @@ def _check_layers(config: Any) -> None:
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, stacklevel=5)
+    warnings.warn(message, stacklevel=4)

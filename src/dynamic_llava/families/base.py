@@ -25,13 +25,13 @@ class Family:
         Attribute of the config with the id of an image token.
     sizes
         Called with the config, with what the base model was called with, by name, and with the number of
-        image tokens that the prompts hold; returns how many tokens each picture has, in the order of the
-        prompts, or None in a call without pictures. Raises ``ValueError`` where they do not agree.
+        image tokens that each row holds; returns how many tokens each picture has, in the order of the rows,
+        or None in a call without pictures. Raises ``ValueError`` where they do not agree.
     """
 
     decoder: str
     image_token: str
-    sizes: Callable[[Any, Mapping[str, Any], int], Sequence[int] | None]
+    sizes: Callable[[Any, Mapping[str, Any], Sequence[int]], Sequence[int] | None]
 
     def pictures(self, base: nn.Module, given: Mapping[str, Any]) -> list[Tensor]:
         """Return where the tokens of each picture lie in the flattened ``[B * N]`` input: int64, ascending.
@@ -54,7 +54,7 @@ class Family:
             return []  # first, for every decoded token comes by
         mask_BN = self._image_token_mask(base, given)
         places = mask_BN.flatten().nonzero()[:, 0]
-        sizes = self.sizes(base.config, given, len(places))
+        sizes = self.sizes(base.config, given, mask_BN.sum(-1).tolist())
         if sizes is None and len(places):
             raise ValueError(
                 f"the prompts hold {len(places)} image tokens, and no picture came with them: give "
