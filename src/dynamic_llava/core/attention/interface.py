@@ -101,10 +101,8 @@ class _Named:
         if probe is not None:
             probe.look(query, key, kwargs["scaling"])
         if key_weights is None:
-            stock = self._stock(module)
-            return cast(
-                tuple[Tensor, Tensor | None], stock(module, query, key, value, attention_mask, **kwargs)
-            )
+            out = self._stock(module)(self._named(module), query, key, value, attention_mask, **kwargs)
+            return cast(tuple[Tensor, Tensor | None], out)
         if kwargs.get("dropout"):
             raise ValueError("attention_dropout is not supported in the training pass: set it to 0")
         out = key_weights.attend(query, key, value, attention_mask, kwargs["scaling"])
@@ -114,6 +112,22 @@ class _Named:
         if self.implementation == "eager":  # each model has its own
             return sys.modules[type(module).__module__].eager_attention_forward
         return ALL_ATTENTION_FUNCTIONS[self.implementation]
+
+    def _named(self, module: nn.Module) -> Any:
+        """Return the module as its stock function knows it: that of flash attention asks for its own name."""
+        if "flash" not in self.implementation:
+            return module
+        return _Seen(module, config=_Seen(module.config, _attn_implementation=self.implementation))
+
+
+class _Seen:
+    """An object seen with some of its attributes changed."""
+
+    def __init__(self, seen: Any, **changed: Any) -> None:
+        self.__dict__.update(changed, _seen=seen)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_seen"], name)
 
 
 def use(layers: Iterable[nn.Module]) -> list[tuple[nn.Module, Any]]:
