@@ -91,7 +91,9 @@ def random_model() -> Any:
     )
     config = LlavaConfig(vision_config=tower, text_config=text, image_token_index=3, image_seq_length=576)
     model: Any = LlavaForConditionalGeneration(config).eval()
-    sparsifier = Sparsifier(SparsityConfig(d_model=128, nhead=4, dim_feedforward=512), hidden_size=512).eval()
+    # As saved configs name them, which every commit reads.
+    predictor = {"d_model": 128, "nhead": 4, "dim_feedforward": 512}
+    sparsifier = Sparsifier(SparsityConfig.from_dict(predictor), hidden_size=512).eval()
     for parameter in sparsifier.parameters():
         if parameter.ndim > 1:  # wide, so that decisions are mixed
             torch.nn.init.normal_(parameter, std=2 * parameter.shape[-1] ** -0.5)

@@ -60,7 +60,7 @@ def sparsifier(seed: int = 0, **settings: Any) -> Sparsifier:
     """Return a sparsifier for :func:`model` whose decisions on output tokens are mixed."""
     torch.manual_seed(seed + 1)
     values: dict[str, Any] = {"image_keep_rate": 0.25, "d_model": 16, "nhead": 2, "dim_feedforward": 32}
-    made = Sparsifier(SparsityConfig(**values | settings), hidden_size=32).eval()
+    made = Sparsifier(SparsityConfig.from_dict(values | settings), hidden_size=32).eval()
     for parameter in made.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=2 * parameter.shape[-1] ** -0.5)
