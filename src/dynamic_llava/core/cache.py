@@ -200,9 +200,8 @@ class SparseLayer(CacheLayerMixin):
         if slots.contiguous:
             storage_BHSD[:, :, slots.used - queries : slots.used] = new_BHQD
         else:
-            slots_BQ = cast(Tensor, slots.slots_BQ).to(new_BHQD.device)  # a device_map may part the layers
-            rows_B1 = torch.arange(new_BHQD.shape[0], device=new_BHQD.device)[:, None]
-            storage_BHSD[rows_B1, :, slots_BQ] = new_BHQD.transpose(1, 2)
+            places = slots.places(new_BHQD.shape[1]).to(new_BHQD.device)  # a device_map may part the layers
+            storage_BHSD.flatten(0, 2).index_copy_(0, places, new_BHQD.flatten(0, 2))
         return storage_BHSD[:, :, : slots.used]
 
 

@@ -58,6 +58,7 @@ class Slots:
         self.used = 0
         self.slots_BQ: Tensor | None = None
         self.contiguous = True
+        self._places: tuple[int, Tensor] | None = None  # of the new tokens, which all layers share
         self._padding: list[tuple[int, Tensor]] = []  # first column, and which from there on are tokens
         self._seen = 0  # `used` when the true lengths were last looked at
         self._even = True  # every row's length is exactly `used`
@@ -111,8 +112,19 @@ class Slots:
         if not self.length_B.numel():
             self._begin(batch, column_BQ.device)
         self._make_room(queries)
+        self._places = None
         self.slots_BQ = self.length_B[:, None] + torch.arange(queries, device=column_BQ.device)
         self.column_BS.scatter_(1, self.slots_BQ, column_BQ)
+
+    def places(self, heads: int) -> Tensor:
+        """Return where the new tokens lie in storage ``[B, H, S, D]`` seen as rows of D: ``[B * H * Q]``."""
+        if self._places is None or self._places[0] != heads:
+            slots_BQ = self._opened()
+            row_B = torch.arange(len(slots_BQ), device=slots_BQ.device)
+            head_BH = row_B[:, None] * heads + torch.arange(heads, device=slots_BQ.device)
+            place_BHQ = head_BH[..., None] * self.capacity + slots_BQ[:, None]
+            self._places = (heads, place_BHQ.flatten())
+        return self._places[1]
 
     def seen(self, valid_BQ: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the column of each used slot, and whether a token is there, new ones too: ``[B, S]``."""

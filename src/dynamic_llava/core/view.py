@@ -254,12 +254,11 @@ class View:
 
     def _from_mask(self, mask: Any) -> Any:
         column_BS, valid_BS = self.column_BS, self.valid_BS
-        first, columns = first_column(mask, self.past, self.fed), mask.shape[-1]
+        first = first_column(mask, self.past, self.fed)
         if isinstance(first, Tensor) or first:
             column_BS = column_BS - first
             valid_BS = valid_BS & (column_BS >= 0)
             column_BS = column_BS.clamp(min=0)
-        column_BS = column_BS.clamp(max=columns - 1)  # slots that hold nothing may have any column
         if isinstance(mask, BlockMask):
             return self._block_mask(mask, column_BS, valid_BS)
         column_BS, valid_BS = column_BS.to(mask.device), valid_BS.to(mask.device)
