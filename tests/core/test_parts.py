@@ -13,9 +13,10 @@ from tests import tiny
 from torch.nn.attention.flex_attention import create_block_mask
 
 from dynamic_llava import SparsityConfig
-from dynamic_llava.core import view
+from dynamic_llava.core import masks, view
 from dynamic_llava.core.slots import BLOCK, Slots
-from dynamic_llava.core.view import ordinals, right_align
+from dynamic_llava.core.spans import ordinals
+from dynamic_llava.core.view import right_align
 from dynamic_llava.costs import flops
 from dynamic_llava.methods import LearnedPolicy, RandomPolicy, UniformPolicy
 from dynamic_llava.methods.gumbel import exponential_noise, straight_through
@@ -94,18 +95,18 @@ def test_ordinals_restart_at_each_answer() -> None:
 def test_visibility_of_padding_and_of_given_masks() -> None:
     cpu = torch.device("cpu")
     mask = torch.tensor([[0, 1, 1]])
-    assert view.visible(mask, 1, 3, cpu)[0, 0].int().tolist() == [[1, 0, 0], [0, 1, 0], [0, 1, 1]]
-    assert view.visible(None, 1, 3, cpu)[0, 0].int().tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
+    assert masks.visible(mask, 1, 3, cpu)[0, 0].int().tolist() == [[1, 0, 0], [0, 1, 0], [0, 1, 1]]
+    assert masks.visible(None, 1, 3, cpu)[0, 0].int().tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
     packed = torch.ones(1, 1, 3, 3, dtype=torch.bool)
-    assert view.visible(packed, 1, 3, cpu).equal(packed)
-    additive = torch.zeros(1, 1, 3, 3).masked_fill(~view.visible(mask, 1, 3, cpu), -1e9)
-    assert view.visible(additive, 1, 3, cpu).equal(view.visible(mask, 1, 3, cpu))
+    assert masks.visible(packed, 1, 3, cpu).equal(packed)
+    additive = torch.zeros(1, 1, 3, 3).masked_fill(~masks.visible(mask, 1, 3, cpu), -1e9)
+    assert masks.visible(additive, 1, 3, cpu).equal(masks.visible(mask, 1, 3, cpu))
 
 
 @pytest.mark.parametrize("form", ["bool", "additive", "two-dimensional", "block"])
 def test_padding_is_read_from_any_stock_mask(form: str) -> None:
     valid = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1], [0, 0, 0, 1]]).bool()
-    sees = view.causal(4, valid.device) & valid[:, None, None]
+    sees = masks.causal(4, valid.device) & valid[:, None, None]
     mask: Any = sees
     if form == "additive":
         mask = torch.zeros(sees.shape).masked_fill(~sees, torch.finfo(torch.float32).min)

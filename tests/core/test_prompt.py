@@ -8,7 +8,7 @@ from tests import tiny
 
 from dynamic_llava import Sparsifier
 from dynamic_llava.core.cache import context_of
-from dynamic_llava.core.question import question_mask
+from dynamic_llava.core.spans import question_mask
 
 MARKER = (7, 9)
 

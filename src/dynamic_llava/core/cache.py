@@ -9,7 +9,7 @@ Legend: B batch, Q new tokens, S slots, H heads, D head size.
 from __future__ import annotations
 
 import math
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -23,8 +23,8 @@ from transformers.cache_utils import (
 )
 
 from dynamic_llava.core.report import Report
-from dynamic_llava.core.slots import Slots, StaticSlots, check_room, keep_address, size_for
-from dynamic_llava.methods import EvictingPolicy, Held
+from dynamic_llava.core.slots import Slots, check_room, size_for
+from dynamic_llava.core.static import StaticSlots, keep_address
 
 STOCK_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer)
 
@@ -188,13 +188,6 @@ class SparseLayer(CacheLayerMixin):
             index_BHSD = from_BS[:, None, :, None].expand(-1, heads, -1, size)
             storage_BHSD[:, :, : from_BS.shape[1]] = storage_BHSD.gather(2, index_BHSD)
 
-    def move(self, from_B1: Tensor, to_B1: Tensor) -> None:
-        """Copy what lies in one slot of each row into another."""
-        rows_B = torch.arange(self.keys.shape[0], device=self.keys.device)
-        start_B, end_B = (slots_B1[:, 0].to(self.keys.device) for slots_B1 in (from_B1, to_B1))
-        for storage_BHSD in (self.keys, self.values):
-            storage_BHSD[rows_B, :, end_B] = storage_BHSD[rows_B, :, start_B]
-
     def _write(self, storage_BHSD: Tensor, new_BHQD: Tensor) -> Tensor:
         slots, queries = self.context.slots, new_BHQD.shape[2]
         if slots.contiguous:
@@ -276,36 +269,6 @@ class Context:
         from_BS = self.slots.pack()
         for layer in self.layers:
             layer.pack(from_BS)
-
-    def evict(self, policy: EvictingPolicy, weights_BS: Tensor, column_B1: Tensor) -> None:
-        """End a decoding step under a policy that may give up an earlier token, whose slot the new one takes.
-
-        Parameters
-        ----------
-        weights_BS
-            Attention that the new token paid to each used slot.
-        column_B1
-            Where the new token stood in what was fed.
-        """
-        slots = self.slots
-        slots_B1 = cast(Tensor, slots.slots_BQ)
-        more = weights_BS.shape[1] - self.mass_BS.shape[1]
-        if self.mass_BS.shape[0] != len(weights_BS):
-            self.mass_BS = torch.zeros_like(weights_BS)
-        elif more > 0:
-            self.mass_BS = torch.nn.functional.pad(self.mass_BS, (0, more))
-        # The slot was another token's before, or never used: what it received does not count.
-        mass_BS = self.mass_BS[:, : weights_BS.shape[1]].scatter(1, slots_B1, 0.0) + weights_BS
-        self.mass_BS[:, : weights_BS.shape[1]] = mass_BS
-        column_BS, is_held_BS = slots.seen(None)
-        ordinal_BS = column_BS - self.answer_start
-        victim_B = policy.evict(Held(ordinal_BS, is_held_BS & (ordinal_BS >= 0), mass_BS))
-        target_B1 = torch.where(victim_B < 0, slots_B1[:, 0], victim_B)[:, None]
-        for layer in self.layers:
-            layer.move(slots_B1, target_B1)
-        self.mass_BS.scatter_(1, target_B1, mass_BS.gather(1, slots_B1))
-        slots.keep(victim_B < 0)
-        slots.place(target_B1, column_B1, victim_B != slots_B1[:, 0])
 
     def reset(self) -> None:
         """Forget all tokens and begin a new report; the old one stays as it is."""

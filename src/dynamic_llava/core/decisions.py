@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from dynamic_llava import methods
 from dynamic_llava.config import SparsityConfig
 from dynamic_llava.core.report import Report
-from dynamic_llava.core.sampled import Sampled, Span
-from dynamic_llava.core.view import gather_tokens, ordinals, right_align
 from dynamic_llava.methods.gumbel import exponential_noise
 from dynamic_llava.methods.predictors import ImagePredictor, TextPredictor
 from dynamic_llava.methods.top_k import keep_count, top_k_mask
+
+if TYPE_CHECKING:
+    from dynamic_llava.core.sampled import Sampled
 
 
 class Decisions(nn.Module):
@@ -90,7 +91,7 @@ class Decisions(nn.Module):
             if not self.drops_image_tokens(tokens):
                 continue
             hidden_KIC = hidden_BNC.flatten(0, 1)[torch.stack([pictures[k] for k in group])]
-            scores_KI = self._image_policy(_attention_to(group, attention), self.noise).score(hidden_KIC)
+            scores_KI = self.image_method(attention_to(group, attention), self.noise).score(hidden_KIC)
             kept_KI = top_k_mask(scores_KI, keep_count(tokens, self.config.image_keep_rate))
             for number, kept_I, scores_I in zip(group, kept_KI, scores_KI, strict=True):
                 decided[number] = (kept_I, scores_I)
@@ -113,48 +114,11 @@ class Decisions(nn.Module):
 
     def keep_text_tokens(self, hidden_BNC: Tensor, ordinal_BN: Tensor) -> Tensor:
         """Return the bool decision ``[B, N]`` on output tokens, given their index within their answer."""
-        return self._text_policy(self.noise).keep(hidden_BNC, ordinal_BN)
+        return self.text_method(self.noise).keep(hidden_BNC, ordinal_BN)
 
     def keep_prompt_tokens(self, hidden_BNC: Tensor, ordinal_BN: Tensor) -> Tensor:
         """Return the bool decision ``[B, N]`` on prompt tokens, given their index within their question."""
-        return self._prompt_policy(self.noise).keep(hidden_BNC, ordinal_BN)
-
-    def sample(
-        self,
-        hidden_BNC: Tensor,
-        pictures: Sequence[Tensor],
-        answer_mask_BN: Tensor,
-        prompt_mask_BN: Tensor | None,
-        attention: Sequence[Tensor],
-        noise: Callable[[Tensor], Tensor],
-    ) -> Sampled:
-        """Return the masks of a training pass.
-
-        Image tokens and the tokens marked by ``answer_mask_BN`` and ``prompt_mask_BN`` get straight-through
-        masks; answers and questions shorter than their minimal length and everything else get ones.
-        ``pictures`` and ``attention`` are those of :meth:`keep_image_tokens`.
-        """
-        config = self.config
-        answers = Span(answer_mask_BN, config.min_answer_length, config.text_keep_rate)
-        text_mask_BN = torch.ones_like(answer_mask_BN, dtype=torch.float32)
-        if config.sparsify_text:
-            text_mask_BN = self._sample_span(hidden_BNC, answers, self._text_policy(noise))
-        questions, prompt_mask = None, None
-        if config.sparsify_prompt and prompt_mask_BN is not None:
-            questions = Span(prompt_mask_BN, config.min_prompt_length, config.prompt_keep_rate)
-            prompt_mask = self._sample_span(hidden_BNC, questions, self._prompt_policy(noise))
-        image_masks: list[Tensor] = [
-            hidden_BNC.new_ones(len(picture_I), dtype=torch.float32) for picture_I in pictures
-        ]
-        if config.sparsify_image:
-            for group in same_size(pictures):
-                hidden_KIC = hidden_BNC.flatten(0, 1)[torch.stack([pictures[k] for k in group])]
-                policy = self._image_policy(_attention_to(group, attention), noise)
-                mask_KI = policy.train_image_mask(hidden_KIC, config.image_keep_rate, self.tau).float()
-                for number, mask_I in zip(group, mask_KI, strict=True):
-                    image_masks[number] = mask_I
-        rate = config.image_keep_rate if config.sparsify_image else None
-        return Sampled(text_mask_BN, answers, prompt_mask, questions, pictures, image_masks, rate)
+        return self.prompt_method(self.noise).keep(hidden_BNC, ordinal_BN)
 
     def ratio_loss(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the image, text and prompt penalty of this thread's last training pass.
@@ -195,36 +159,16 @@ class Decisions(nn.Module):
         super().__setstate__(state)
         self._last = threading.local()
 
-    def _sample_span(self, hidden_BNC: Tensor, span: Span, policy: methods.Policy) -> Tensor:
-        """Mask of one droppable span a row, float32 ``[B, N]``; 1 outside and in short spans."""
-        index_BA, valid_BA = right_align(span.mask_BN)
-        ordinal_BA = ordinals(span.mask_BN).gather(1, index_BA)
-        hidden_BAC = gather_tokens(hidden_BNC, index_BA)
-        mask_BA = policy.train_text_mask(hidden_BAC, ordinal_BA, valid_BA, self.tau).float()
-        droppable_BA = valid_BA & span.is_long_B[:, None]
-        ones_BN = torch.ones_like(span.mask_BN, dtype=torch.float32)
-        return ones_BN.scatter(1, index_BA, torch.where(droppable_BA, mask_BA, 1.0))
+    def image_method(self, attention_KI: Tensor | None, noise: Callable[[Tensor], Tensor]) -> methods.Policy:
+        """Return what ranks image tokens, by ``attention_KI`` where it :attr:`reads_attention`."""
+        return self._build(self.config.image_policy, self.text_predictor, noise, attention_KI)
 
-    def _image_policy(self, attention_KI: Tensor | None, noise: Callable[[Tensor], Tensor]) -> methods.Policy:
-        config = self.config
-        return methods.build(
-            config.image_policy,
-            config,
-            self.image_predictor,
-            self.text_predictor,
-            noise,
-            self.train_rates,
-            attention_KI,
-        )
+    def text_method(self, noise: Callable[[Tensor], Tensor]) -> methods.Policy:
+        """Return what decides on output tokens."""
+        return self._build(self.config.text_policy, self.text_predictor, noise)
 
-    def _text_policy(self, noise: Callable[[Tensor], Tensor]) -> methods.Policy:
-        config = self.config
-        return methods.build(
-            config.text_policy, config, self.image_predictor, self.text_predictor, noise, self.train_rates
-        )
-
-    def _prompt_policy(self, noise: Callable[[Tensor], Tensor]) -> methods.Policy:
-        """Return the text policy at the rate of prompt tokens, with the third predictor."""
+    def prompt_method(self, noise: Callable[[Tensor], Tensor]) -> methods.Policy:
+        """Return what decides on prompt tokens: the text policy at their rate, with the third predictor."""
         name, predictor = self.config.text_policy, self.prompt_predictor
         if predictor is None and name == "learned":
             raise ValueError(
@@ -235,6 +179,16 @@ class Decisions(nn.Module):
         )
         return methods.build(name, config, self.image_predictor, predictor or self.text_predictor, noise)
 
+    def _build(
+        self,
+        name: str,
+        predictor: TextPredictor,
+        noise: Callable[[Tensor], Tensor],
+        attention_KI: Tensor | None = None,
+    ) -> methods.Policy:
+        rates, config = self.train_rates, self.config
+        return methods.build(name, config, self.image_predictor, predictor, noise, rates, attention_KI)
+
 
 def same_size(pictures: Sequence[Tensor]) -> list[list[int]]:
     """Return the numbers of the pictures that have as many tokens as each other, in groups."""
@@ -244,5 +198,6 @@ def same_size(pictures: Sequence[Tensor]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _attention_to(group: Sequence[int], attention: Sequence[Tensor]) -> Tensor | None:
+def attention_to(group: Sequence[int], attention: Sequence[Tensor]) -> Tensor | None:
+    """Return the attention to the tokens of each picture of a group, ``[K, I]``; None where there is none."""
     return torch.stack([attention[number] for number in group]) if attention else None

@@ -21,9 +21,9 @@ from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 from dynamic_llava.core import cache as caches
 from dynamic_llava.core.attention import interface
 from dynamic_llava.core.decisions import Decisions
+from dynamic_llava.core.passes import masked
 from dynamic_llava.core.passes.base import Given, Pass, PromptState
 from dynamic_llava.core.passes.decode import DecodePass
-from dynamic_llava.core.passes.masked import MaskedPass
 from dynamic_llava.core.passes.prefill import PrefillPass
 from dynamic_llava.core.passes.recompute import RecomputePass
 from dynamic_llava.core.report import Report
@@ -129,7 +129,7 @@ class Attachment:
             elif isinstance(value, Cache):
                 cache = value
         if answer_mask is not None:
-            kwargs = self._at_full_length(kwargs, cache)
+            kwargs = masked.at_full_length(kwargs, cache, self.implementation, self.model.dtype)
         elif (context := caches.context_of(cache)) is not None and context.slots.used:
             kwargs = self._with_mask(kwargs, context)
         pictures = self.family.pictures(base, kwargs)
@@ -187,8 +187,8 @@ class Attachment:
         cache = next((value for value in kwargs.values() if isinstance(value, Cache)), None)
         now: Pass
         if given.answer_mask_BN is not None:
-            self._refuse_reentrant()
-            now = MaskedPass(decisions, self.new_report(), given, self.is_flash)
+            masked.refuse_reentrant(self.decoder.layers[0])
+            now = masked.MaskedPass(decisions, self.new_report(), given, self.is_flash)
         elif cache is None:
             state = given.prompt or PromptState(hidden_BNC.shape[1], self.new_report())
             if state.length > hidden_BNC.shape[1]:
@@ -207,32 +207,6 @@ class Attachment:
         now.begin(*hidden_BNC.shape[:2])
         decisions.remember(now.report)
         return now
-
-    def _at_full_length(self, kwargs: dict[str, Any], cache: Cache | None) -> dict[str, Any]:
-        """Return the arguments of a masked pass: without a cache, and with a mask that the layers take."""
-        if cache is not None and cache.get_seq_length() > 0:
-            raise ValueError(
-                "answer_mask asks for a pass at full length: give all tokens and no past_key_values"
-            )
-        kwargs = {name: None if value is cache else value for name, value in kwargs.items()}
-        mask = kwargs.get(MASK)
-        if isinstance(mask, Tensor) and mask.ndim == 4:
-            kwargs[MASK] = self._packed(mask)
-        return kwargs | {"use_cache": False}
-
-    def _packed(self, mask_B1NN: Tensor) -> Tensor:
-        """Return a 4-D mask, which stock code hands on as it is, as the attention takes it."""
-        if mask_B1NN.dtype != torch.bool or mask_B1NN.shape[-1] != mask_B1NN.shape[-2]:
-            raise ValueError(
-                f"attention_mask is {mask_B1NN.dtype} {tuple(mask_B1NN.shape)}: a 4-D mask must be bool "
-                "[batch, 1, tokens, tokens], True where a query sees a key"
-            )
-        if self.implementation == "sdpa":
-            return mask_B1NN
-        if self.implementation != "eager":
-            raise ValueError(f"a 4-D attention_mask needs sdpa or eager attention, not {self.implementation}")
-        additive = torch.zeros_like(mask_B1NN, dtype=self.model.dtype)
-        return additive.masked_fill_(~mask_B1NN, torch.finfo(self.model.dtype).min)
 
     def _with_mask(self, kwargs: dict[str, Any], context: caches.Context) -> dict[str, Any]:
         """Return the arguments of a call that goes on, with the columns of its mask that were left out.
@@ -260,16 +234,6 @@ class Attachment:
                 f"are new, so give {slots.fed + new}, or {new} for the new ones alone"
             )
         return kwargs | {MASK: torch.cat([slots.is_token_BN(slots.fed).to(mask), mask], dim=1)}
-
-    def _refuse_reentrant(self) -> None:
-        layer = self.decoder.layers[0]
-        checkpoint = getattr(layer, "_gradient_checkpointing_func", None)
-        options = getattr(checkpoint, "keywords", {})
-        if getattr(layer, "gradient_checkpointing", False) and options.get("use_reentrant"):
-            raise ValueError(
-                "reentrant gradient checkpointing loses the gradient of the masks: call "
-                "model.gradient_checkpointing_enable({'use_reentrant': False})"
-            )
 
     def _refuse_static_flash(self, context: caches.Context) -> None:
         if self.is_flash and context.slots.is_static:

@@ -5,35 +5,19 @@ Legend: B batch, K pictures, I image tokens, N tokens, T output tokens fed back.
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
-from dynamic_llava import methods
 from dynamic_llava.config import SparsityConfig
-from dynamic_llava.costs import flops
+from dynamic_llava.costs.answer import Step, answer_flops
+from dynamic_llava.costs.flops import DecoderShape
 
 if TYPE_CHECKING:
     from dynamic_llava.core.slots import Slots
-
-
-@dataclass(frozen=True)
-class Step:
-    """A prompt or, without a cache, any pass.
-
-    Its queries in dense and in sparse layers, how many of them the sparse layers hold, and between which
-    columns of all that was fed it stood.
-    """
-
-    dense_B: Tensor
-    sparse_B: Tensor
-    held_B: Tensor
-    columns: tuple[int, int]
 
 
 class Report:
@@ -57,7 +41,7 @@ class Report:
         nothing else, so that its step has nothing to do on the host.
     """
 
-    def __init__(self, config: SparsityConfig, shape: flops.DecoderShape, element_size: int) -> None:
+    def __init__(self, config: SparsityConfig, shape: DecoderShape, element_size: int) -> None:
         self.config = config
         self.shape = shape
         self.element_size = element_size
@@ -67,7 +51,8 @@ class Report:
         self.text_steps: list[tuple[Tensor, Tensor]] = []
         self.prompt_steps: list[tuple[Tensor, Tensor]] = []
         self.steps: list[Step] = []
-        self.predictor_flops = [0.0]  # of each step; the last entry is that of the step under way
+        self._scored: list[int] = []  # sizes of the pictures that the step under way scored
+        self._judged = 0  # tokens that it decided on
         self._started = time.perf_counter()
         self._first_ended = self._ended = self._started
 
@@ -75,10 +60,10 @@ class Report:
         """Return an empty report of the same settings."""
         return Report(self.config, self.shape, self.element_size)
 
-    def add_step(self, step: Step) -> None:
-        """Record what a prompt kept; without a cache, what any pass did."""
-        self.steps.append(step)
-        self.predictor_flops.append(0.0)
+    def add_step(self, dense_B: Tensor, sparse_B: Tensor, held_B: Tensor, columns: tuple[int, int]) -> None:
+        """Record what a prompt kept; without a cache, what any pass did. See :class:`Step`."""
+        self.steps.append(Step(dense_B, sparse_B, held_B, columns, tuple(self._scored), self._judged))
+        self._scored, self._judged = [], 0
 
     def end_pass(self) -> None:
         """Note the time; a compiled step cannot."""
@@ -96,24 +81,21 @@ class Report:
         self.image_scores = self.image_scores or [[] for _ in range(batch)]
         for row, (kept_I, scores_I) in zip(rows_K, decided, strict=True):
             self.image_flags[row].append(kept_I)
-            if scores_I is None:
-                continue
-            self.image_scores[row].append(scores_I)
-            if self.config.image_policy == "learned":
-                cost = flops.image_predictor_flops(self.config, self.shape.hidden, len(kept_I))
-                self.predictor_flops[-1] += cost
+            if scores_I is not None:
+                self.image_scores[row].append(scores_I)
+                self._scored.append(len(kept_I))
 
     def add_text(self, kept_BT: Tensor, valid_BT: Tensor | None = None) -> None:
         """Record a pass without a cache: decisions on output tokens; ``valid_BT`` tells them from padding."""
         valid_BT = torch.ones_like(kept_BT) if valid_BT is None else valid_BT
         self.text_steps.append((kept_BT, valid_BT))
         if self.config.sparsify_text:
-            self._add_text_flops(kept_BT.numel())
+            self._judged += kept_BT.numel()
 
     def add_prompt(self, kept_BN: Tensor, droppable_BN: Tensor) -> None:
         """Record decisions on the prompt tokens that may be dropped."""
         self.prompt_steps.append((kept_BN, droppable_BN))
-        self._add_text_flops(kept_BN.numel())
+        self._judged += kept_BN.numel()
 
     def forget_decisions(self) -> None:
         """Drop the recorded decisions: a pass that recomputes everything takes them all again."""
@@ -126,9 +108,7 @@ class Report:
             self.image_scores = [list(self.image_scores[row]) for row in index.tolist()]
         self.text_steps = [(kept[index], valid[index]) for kept, valid in self.text_steps]
         self.prompt_steps = [(kept[index], droppable[index]) for kept, droppable in self.prompt_steps]
-        self.steps = [
-            Step(s.dense_B[index], s.sparse_B[index], s.held_B[index], s.columns) for s in self.steps
-        ]
+        self.steps = [step.select_rows(index) for step in self.steps]
 
     @property
     def image_kept(self) -> list[Tensor]:
@@ -171,10 +151,10 @@ class Report:
         """
         bytes_per_token = self.shape.kv_bytes_per_token(self.element_size)
         lengths = self.kv_lengths
-        prefill, prefill_dense = self._flops(self.steps[:1], [])
-        total, total_dense = self._flops(
-            self.steps, self._answers() if self.slots is not None and self.steps else []
-        )
+        answers = self._answers() if self.slots is not None and self.steps else []
+        has_cache = self.slots is not None
+        prefill, prefill_dense = answer_flops(self.config, self.shape, self.steps[:1], [], has_cache)
+        total, total_dense = answer_flops(self.config, self.shape, self.steps, answers, has_cache)
         return {
             "image_tokens": sum(len(flag) for flags in self.image_flags for flag in flags),
             "image_tokens_kept": sum(len(kept) for kept in self.image_kept),
@@ -206,43 +186,6 @@ class Report:
         ends = [step.columns[0] for step in self.steps[1:]] + [fed]
         return [held_BN[:, step.columns[1] : end] for step, end in zip(self.steps, ends, strict=True)]
 
-    def _add_text_flops(self, tokens: int) -> None:
-        if self.config.text_policy == "learned":
-            self.predictor_flops[-1] += tokens * flops.text_predictor_flops(self.config, self.shape.hidden)
-
     @property
     def _batch(self) -> int:
         return len(self.steps[0].dense_B) if self.steps else 0
-
-    def _flops(self, steps: list[Step], answers: list[Tensor]) -> tuple[float, float]:
-        """FLOPs of ``steps`` and of decoding ``answers`` after them, sparse (with predictors) and dense."""
-        sparse, dense = sum(self.predictor_flops[: len(steps)]), 0.0
-        if self.config.sparsify_text and self.config.text_policy == "learned":
-            one = flops.text_predictor_flops(self.config, self.shape.hidden)
-            sparse += one * sum(kept_BT.numel() for kept_BT in answers)
-        for row in range(self._batch):
-            sparse_layer, dense_layer = self._layer_flops(steps, answers, row)
-            dense += self.shape.layers * dense_layer
-            sparse += self.config.layer * dense_layer
-            sparse += (self.shape.layers - self.config.layer) * sparse_layer
-        return sparse, dense
-
-    def _layer_flops(self, steps: list[Step], answers: list[Tensor], row: int) -> tuple[float, float]:
-        """FLOPs of one sparse and of one dense layer for one row."""
-        shape = self.shape
-        past = held = 0
-        sparse = dense = 0.0
-        for step, kept_BT in itertools.zip_longest(steps, answers):
-            queries, kept = int(step.dense_B[row]), int(step.sparse_B[row])
-            dense += shape.layer_flops(queries, past + queries)
-            sparse += shape.layer_flops(kept, held + kept)
-            if self.slots is None:
-                continue
-            past, held = past + queries, held + int(step.held_B[row])
-            if kept_BT is not None and (tokens := kept_BT.shape[1]):
-                kept_T = kept_BT[row].long()
-                seen = held + methods.held_before(self.config, kept_BT[row]).double().mean().item() + 1
-                dense += shape.layer_flops(tokens, past + (tokens + 1) / 2)
-                sparse += shape.layer_flops(tokens, seen)
-                past, held = past + tokens, held + int(kept_T.sum())
-        return sparse, dense

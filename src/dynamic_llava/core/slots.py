@@ -228,41 +228,6 @@ class Slots:
             self.column_BS = torch.nn.functional.pad(self.column_BS, more)
 
 
-class StaticSlots(Slots):
-    """Slots of one size: after the first pass, every pass attends to all of them, under a mask.
-
-    No shape and no number on the host changes from one decoded token to the next, so the step compiles as one
-    graph and can be captured in a CUDA graph.
-    """
-
-    is_static = True
-
-    @property
-    def sees_all(self) -> bool:
-        """False: what is not used yet must be hidden."""
-        return False
-
-    def pack(self) -> Tensor:
-        """Align what is held to the right; all slots stay in use."""
-        from_BS = super().pack()
-        self.used = self.capacity
-        return from_BS
-
-    def _make_room(self, queries: int) -> None:
-        self.contiguous = self.used == 0
-        if not self.contiguous:
-            if queries > 1:  # a decoded token needs no look: past the last slot, torch refuses to write
-                check_room(int(self.length_B.max()) + queries, self.limit)
-            self.used = self.capacity
-            return
-        check_room(queries, self.limit)
-        self.used = queries
-        self._grow()
-        with torch.inference_mode(False):  # as in `_begin`
-            self.fed = torch.full((), self.fed, dtype=torch.long, device=self.length_B.device)
-        keep_address(self.length_B, self.valid_BS, self.column_BS, self.fed)
-
-
 def check_room(tokens: int, limit: int | None) -> None:
     """Raise ``ValueError`` if ``tokens`` are more than a cache has room for."""
     if limit is not None and tokens > limit:
@@ -277,13 +242,3 @@ def size_for(used: int, reserve: int, limit: int | None) -> int:
     step = BLOCK if limit is None else max(STEP, limit // 64)
     slots = max(reserve, -(-used // step) * step)
     return slots if limit is None else min(slots, limit)
-
-
-def keep_address(*tensors: Tensor) -> None:
-    """Promise that tensors stay where they are, without which CUDA graphs copy them at every step.
-
-    Where the first pass is compiled itself, the promise cannot be made.
-    """
-    if not torch.compiler.is_compiling():
-        for tensor in tensors:
-            torch._dynamo.mark_static_address(tensor)

@@ -9,16 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
+from dynamic_llava.core.blocks import block_mask
 
 MASK = "attention_mask"
-BLOCK = 128  # of flex attention, in queries and keys
-
-
-def causal(length: int, device: torch.device) -> Tensor:
-    """Return a bool ``[N, N]``: each token sees itself and those before it."""
-    return torch.ones(length, length, dtype=torch.bool, device=device).tril()
 
 
 def right_align(keep_BN: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,13 +35,6 @@ def right_align(keep_BN: Tensor) -> tuple[Tensor, Tensor]:
     order_BN = keep_BN.to(torch.uint8).argsort(dim=-1, stable=True)
     index_BL = order_BN[:, order_BN.shape[1] - length :]
     return index_BL, keep_BN.gather(1, index_BL)
-
-
-def ordinals(answer_mask_BN: Tensor) -> Tensor:
-    """Return the index of each answer token within its answer, int64 ``[B, N]``; meaningless elsewhere."""
-    count_BN = answer_mask_BN.long().cumsum(-1)
-    before_BN = count_BN.masked_fill(answer_mask_BN, 0).cummax(-1).values
-    return count_BN - before_BN - 1
 
 
 def gather_tokens(x: Tensor, index_BL: Tensor, axis: int = 1) -> Tensor:
@@ -103,76 +92,16 @@ def is_token(mask: Any, batch: int, fed: int, past: int, device: torch.device) -
         row_B1 = torch.arange(batch, device=device)[:, None]
         valid_BN = mask.mask_mod(row_B1, torch.zeros_like(row_B1), query_N[None], column_N[None])
     elif mask.ndim == 4:
-        valid_BN = _sees(mask[:, 0, query_N.to(mask.device), column_N.to(mask.device)])
+        valid_BN = is_seen(mask[:, 0, query_N.to(mask.device), column_N.to(mask.device)])
     else:
         valid_BN = mask[:, -fed:].bool()
     valid_BN = valid_BN.to(device).expand(batch, -1)
     return None if bool(valid_BN.all()) else valid_BN
 
 
-def visible(mask: Any, batch: int, length: int, device: torch.device) -> Tensor:
-    """Return who sees whom in a pass at full length, every token at least itself: bool ``[B or 1, 1, N, N]``.
-
-    ``mask`` is what a stock layer gets, as for :func:`is_token`.
-    """
-    own_NN = torch.eye(length, dtype=torch.bool, device=device)
-    if mask is None:
-        return causal(length, device)[None, None]
-    if isinstance(mask, BlockMask):
-        row = torch.arange(batch, device=device)[:, None, None, None]
-        column_N = torch.arange(length, device=device)
-        return mask.mask_mod(row, torch.zeros_like(row), column_N[:, None], column_N) | own_NN
-    if mask.ndim == 2:
-        return (causal(length, device) & mask.bool()[:, None, None]) | own_NN
-    return _sees(mask) | own_NN
-
-
-def seen_by(mask: Any, query_B: Tensor, fed: int) -> Tensor | None:
-    """Return which keys one of the ``fed`` queries of each row sees: bool ``[B, M]``; None without a mask.
-
-    ``mask`` is what a stock layer gets, as for :func:`is_token`.
-    """
-    if mask is None:
-        return None
-    batch, columns = len(query_B), mask.shape[-1]
-    row_B, column_M = torch.arange(batch, device=query_B.device), torch.arange(columns, device=query_B.device)
-    if isinstance(mask, BlockMask):
-        row_B1 = row_B[:, None]
-        return mask.mask_mod(row_B1, torch.zeros_like(row_B1), query_B[:, None], column_M)
-    if mask.ndim == 2:
-        return mask.bool() & (column_M <= query_B[:, None] + columns - fed)
-    return _sees(mask.expand(batch, -1, -1, -1)[row_B, 0, query_B])
-
-
-def hide(mask: Any, keep_BN: Tensor) -> Any:
-    """Hide the keys of tokens that are not kept from all other queries, in a stock mask of a full pass.
-
-    ``mask`` is any that :func:`is_token` takes but a 2-D one, which cannot say that a token sees only itself.
-    """
-    batch, length = keep_BN.shape
-    if isinstance(mask, BlockMask):
-        padded_BN = nn.functional.pad(keep_BN, (0, -length % BLOCK))
-        stock = mask.mask_mod
-
-        def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            return (stock(row, head, query, key) & padded_BN[row, key]) | (query == key)
-
-        return create_block_mask(sees, batch, None, length, length, device=str(keep_BN.device))
-    seen = visible(mask, batch, length, keep_BN.device)
-    own_NN = torch.eye(length, dtype=torch.bool, device=keep_BN.device)
-    seen = (seen & keep_BN[:, None, None]) | own_NN
-    return _formed(seen, mask)
-
-
-def _sees(mask: Tensor) -> Tensor:
+def is_seen(mask: Tensor) -> Tensor:
+    """Return a 4-D mask, bool or additive, as bool."""
     return mask if mask.dtype == torch.bool else mask == 0
-
-
-def _formed(sees: Tensor, like: Tensor | None) -> Tensor:
-    """Return a bool mask in the form of a stock one: bool, or additive."""
-    if like is None or like.dtype == torch.bool:
-        return sees
-    return torch.zeros_like(sees, dtype=like.dtype).masked_fill_(~sees, torch.finfo(like.dtype).min)
 
 
 class View:
@@ -232,6 +161,12 @@ class View:
         self._masks.append((mask, made))
         return made
 
+    def queries_BL(self) -> Tensor:
+        """Return which of the new tokens each query is, int64 ``[B, L]``."""
+        if self.index_BL is not None:
+            return self.index_BL
+        return torch.arange(self.fed, device=self.column_BS.device).expand(len(self.column_BS), -1)
+
     def _gather(self, value: Any) -> Any:
         if self.index_BL is None or not isinstance(value, Tensor | tuple | list | dict):
             return value
@@ -260,7 +195,7 @@ class View:
             valid_BS = valid_BS & (column_BS >= 0)
             column_BS = column_BS.clamp(min=0)
         if isinstance(mask, BlockMask):
-            return self._block_mask(mask, column_BS, valid_BS)
+            return block_mask(mask, self.queries_BL(), column_BS, valid_BS)
         column_BS, valid_BS = column_BS.to(mask.device), valid_BS.to(mask.device)
         if mask.ndim == 2:
             return mask.expand(len(column_BS), -1).gather(1, column_BS) * valid_BS
@@ -272,18 +207,3 @@ class View:
         if mask.dtype == torch.bool:
             return mask_BHLS & valid_BS[:, None, None]
         return mask_BHLS.masked_fill(~valid_BS[:, None, None], torch.finfo(mask.dtype).min)
-
-    def _block_mask(self, mask: BlockMask, column_BS: Tensor, valid_BS: Tensor) -> BlockMask:
-        batch, slots = column_BS.shape
-        query_BL = self.index_BL
-        if query_BL is None:
-            query_BL = torch.arange(self.fed, device=column_BS.device).expand(batch, -1)
-        queries, edge = query_BL.shape[1], (0, -slots % BLOCK)  # blocks are whole
-        query_BL = nn.functional.pad(query_BL, (0, -queries % BLOCK))
-        column_BS, valid_BS = nn.functional.pad(column_BS, edge), nn.functional.pad(valid_BS, edge)
-        stock = mask.mask_mod
-
-        def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            return valid_BS[row, key] & stock(row, head, query_BL[row, query], column_BS[row, key])
-
-        return create_block_mask(sees, batch, None, queries, slots, device=str(column_BS.device))

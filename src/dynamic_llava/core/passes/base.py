@@ -15,9 +15,10 @@ from torch import Tensor
 
 from dynamic_llava.core.attention.probe import Probe
 from dynamic_llava.core.decisions import Decisions
-from dynamic_llava.core.question import question_mask
+from dynamic_llava.core.masks import seen_by
 from dynamic_llava.core.report import Report
-from dynamic_llava.core.view import MASK, View, gather_tokens, is_token, ordinals, right_align, seen_by
+from dynamic_llava.core.spans import ordinals, question_mask
+from dynamic_llava.core.view import MASK, View, gather_tokens, is_token, right_align
 
 
 @dataclass(frozen=True)

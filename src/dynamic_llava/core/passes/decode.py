@@ -13,8 +13,10 @@ from torch import Tensor
 from dynamic_llava.core.attention.probe import Probe
 from dynamic_llava.core.cache import Context
 from dynamic_llava.core.decisions import Decisions
+from dynamic_llava.core.eviction import evict
+from dynamic_llava.core.masks import seen_by
 from dynamic_llava.core.passes.base import Given, Pass
-from dynamic_llava.core.view import MASK, View, seen_by
+from dynamic_llava.core.view import MASK, View
 
 
 class DecodePass(Pass):
@@ -78,7 +80,7 @@ class DecodePass(Pass):
         """Grow the slots by what stays."""
         context = self.context
         if self.evicting is not None and self.mass is not None:
-            context.evict(self.evicting, cast(Tensor, self.mass.weights_BS), self.column_B1)
+            evict(context, self.evicting, cast(Tensor, self.mass.weights_BS), self.column_B1)
         elif self.keep_B is None:
             context.slots.extend(None)
         else:

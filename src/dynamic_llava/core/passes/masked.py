@@ -8,14 +8,16 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import Cache
 
-from dynamic_llava.core import view
+from dynamic_llava.core import masks
 from dynamic_llava.core.attention.interface import KeyWeights
 from dynamic_llava.core.decisions import Decisions
 from dynamic_llava.core.passes.base import Given, Pass
 from dynamic_llava.core.report import Report
-from dynamic_llava.core.sampled import RecordedNoise, Sampled
+from dynamic_llava.core.sampled import RecordedNoise, Sampled, sample
+from dynamic_llava.core.spans import ordinals
 from dynamic_llava.core.view import MASK
 
 
@@ -91,9 +93,9 @@ class MaskedPass(Pass):
                 return made
         batch, length = self.keep_BN.shape
         if self.weighs:
-            made = view.visible(mask, batch, length, self.keep_BN.device)
+            made = masks.visible(mask, batch, length, self.keep_BN.device)
         else:
-            made = view.hide(mask, self.keep_BN)
+            made = masks.hide(mask, self.keep_BN)
         self._masks.append((mask, made))
         return made
 
@@ -108,7 +110,8 @@ class MaskedPass(Pass):
         do the same work, on the same noise.
         """
         self.noise.rewind()
-        sampled = self.decisions.sample(
+        sampled = sample(
+            self.decisions,
             hidden_BNC,
             self.given.pictures,
             self.answer_mask_BN,
@@ -129,10 +132,49 @@ class MaskedPass(Pass):
         if image_keep_BN is not None:
             keep_BN = keep_BN & image_keep_BN
         if config.sparsify_text:
-            text_keep_BN = self.decisions.keep_text_tokens(hidden_BNC, view.ordinals(answer_mask_BN))
+            text_keep_BN = self.decisions.keep_text_tokens(hidden_BNC, ordinals(answer_mask_BN))
             keep_BN = torch.where(answer_mask_BN, text_keep_BN, keep_BN)
         self.report.add_text(keep_BN, answer_mask_BN)
         if config.sparsify_prompt and self.prompt_mask_BN is not None:
             keep_BN = keep_BN & self.keep_prompt(hidden_BNC, self.prompt_mask_BN)
         self.keep_BN = keep_BN
         self.key_weights = self._weights(keep_BN.float())
+
+
+def at_full_length(
+    kwargs: dict[str, Any], cache: Cache | None, implementation: str, dtype: torch.dtype
+) -> dict[str, Any]:
+    """Return the arguments of a masked pass: without a cache, and with a mask that the layers take."""
+    if cache is not None and cache.get_seq_length() > 0:
+        raise ValueError("answer_mask asks for a pass at full length: give all tokens and no past_key_values")
+    kwargs = {name: None if value is cache else value for name, value in kwargs.items()}
+    mask = kwargs.get(MASK)
+    if isinstance(mask, Tensor) and mask.ndim == 4:
+        kwargs[MASK] = _packed(mask, implementation, dtype)
+    return kwargs | {"use_cache": False}
+
+
+def refuse_reentrant(layer: nn.Module) -> None:
+    """Raise ``ValueError`` under a gradient checkpointing that loses the gradient of the masks."""
+    checkpoint = getattr(layer, "_gradient_checkpointing_func", None)
+    options = getattr(checkpoint, "keywords", {})
+    if getattr(layer, "gradient_checkpointing", False) and options.get("use_reentrant"):
+        raise ValueError(
+            "reentrant gradient checkpointing loses the gradient of the masks: call "
+            "model.gradient_checkpointing_enable({'use_reentrant': False})"
+        )
+
+
+def _packed(mask_B1NN: Tensor, implementation: str, dtype: torch.dtype) -> Tensor:
+    """Return a 4-D mask, which stock code hands on as it is, as the attention takes it."""
+    if mask_B1NN.dtype != torch.bool or mask_B1NN.shape[-1] != mask_B1NN.shape[-2]:
+        raise ValueError(
+            f"attention_mask is {mask_B1NN.dtype} {tuple(mask_B1NN.shape)}: a 4-D mask must be bool "
+            "[batch, 1, tokens, tokens], True where a query sees a key"
+        )
+    if implementation == "sdpa":
+        return mask_B1NN
+    if implementation != "eager":
+        raise ValueError(f"a 4-D attention_mask needs sdpa or eager attention, not {implementation}")
+    additive = torch.zeros_like(mask_B1NN, dtype=dtype)
+    return additive.masked_fill_(~mask_B1NN, torch.finfo(dtype).min)

@@ -13,8 +13,7 @@ from torch import Tensor
 from dynamic_llava.core.cache import Context
 from dynamic_llava.core.decisions import Decisions
 from dynamic_llava.core.passes.base import Entering, Given, Pass
-from dynamic_llava.core.question import but_last
-from dynamic_llava.core.report import Step
+from dynamic_llava.core.spans import but_last
 from dynamic_llava.core.view import View
 
 
@@ -80,7 +79,7 @@ class PrefillPass(Pass):
     def _record(self, entering: Entering) -> None:
         held_BL = entering.valid_BL if self.stays_BL is None else self.stays_BL
         fed_B, entering_B, held_B = (mask.sum(-1) for mask in (self.valid_BN, entering.valid_BL, held_BL))
-        self.report.add_step(Step(fed_B, entering_B, held_B, self.columns))
+        self.report.add_step(fed_B, entering_B, held_B, self.columns)
 
     def _make_room(self, entering: int) -> None:
         """Plan the slots of a first pass; in a new turn, hide what its mask takes back, and pack."""

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from dynamic_llava.core.decisions import Decisions
 from dynamic_llava.core.passes.base import Entering, Given, Pass, PromptState
-from dynamic_llava.core.report import Step
 from dynamic_llava.core.view import View
 
 
@@ -41,7 +40,7 @@ class RecomputePass(Pass):
             keeps.append(self._keep_output(hidden_BNC))
         entering = Entering.of(valid_BN, keeps)
         counts_B = entering.valid_BL.sum(-1)
-        self.report.add_step(Step(valid_BN.sum(-1), counts_B, counts_B, (0, length)))
+        self.report.add_step(valid_BN.sum(-1), counts_B, counts_B, (0, length))
         column_BL = entering.columns(length, 0)
         self.view = View(
             length,
