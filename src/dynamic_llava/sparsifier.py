@@ -139,7 +139,7 @@ class Sparsifier(Decisions):
 
         ``generate(use_cache=False)`` hands it from step to step by itself.
         """
-        return PromptState(tokens, self._attached.new_report())
+        return PromptState(tokens, self._attached.new_record())
 
     # Files
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from dynamic_llava.bench import Settings, machine
-from dynamic_llava.costs.flops import DecoderShape
 from dynamic_llava.costs.presets import PRESETS, Preset
+from dynamic_llava.costs.shape import DecoderShape
 
 TINY = Preset(
     DecoderShape(layers=4, hidden=32, intermediate=64, query_width=32, key_width=32),

@@ -16,8 +16,10 @@ from dynamic_llava import SparsityConfig
 from dynamic_llava.core import masks, view
 from dynamic_llava.core.slots import BLOCK, Slots
 from dynamic_llava.core.spans import ordinals
+from dynamic_llava.core.turns import pack
 from dynamic_llava.core.view import right_align
 from dynamic_llava.costs import flops
+from dynamic_llava.costs.shape import DecoderShape
 from dynamic_llava.methods import LearnedPolicy, RandomPolicy, UniformPolicy
 from dynamic_llava.methods.gumbel import exponential_noise, straight_through
 from dynamic_llava.methods.top_k import keep_count, top_k_mask
@@ -174,7 +176,7 @@ def test_packing_makes_rows_even_and_loses_nothing() -> None:
         opened(slots, [[column]] * 2)
         slots.keep(torch.tensor(keep))
     before = slots.holds(5)
-    from_BS = slots.pack()
+    from_BS = pack(slots)
     assert slots.is_even
     assert slots.holds(5).equal(before)
     assert from_BS.shape == (2, 4)
@@ -182,15 +184,15 @@ def test_packing_makes_rows_even_and_loses_nothing() -> None:
     assert slots.column_BS[1, 1:4].tolist() == [0, 1, 2]
 
 
-LLAVA_7B = flops.DecoderShape(layers=32, hidden=4096, intermediate=11008, query_width=4096, key_width=4096)
-LLAVA_13B = flops.DecoderShape(layers=40, hidden=5120, intermediate=13824, query_width=5120, key_width=5120)
+LLAVA_7B = DecoderShape(layers=32, hidden=4096, intermediate=11008, query_width=4096, key_width=4096)
+LLAVA_13B = DecoderShape(layers=40, hidden=5120, intermediate=13824, query_width=5120, key_width=5120)
 
 
 def test_shape_is_read_from_a_config() -> None:
     config = SimpleNamespace(
         num_hidden_layers=2, hidden_size=8, intermediate_size=16, num_attention_heads=4, num_key_value_heads=2
     )
-    assert flops.DecoderShape.from_config(config) == flops.DecoderShape(2, 8, 16, 8, 4)
+    assert DecoderShape.from_config(config) == DecoderShape(2, 8, 16, 8, 4)
 
 
 def test_predictor_flops_count_its_weights() -> None:
@@ -218,7 +220,7 @@ def test_summary_adds_up() -> None:
     assert (summary["image_tokens"], summary["image_tokens_kept"]) == (32, 8)
     assert summary["output_tokens"] == 40
     assert summary["output_tokens_kept"] == sum(int(text.sum()) for text in report.text_kept)
-    shape = flops.DecoderShape.from_config(model.config.text_config)
+    shape = DecoderShape.from_config(model.config.text_config)
     expected = sum(flops.prefill_flops(shape, n - 20, n - 32, 2) for n in fed)
     expected += 2 * flops.image_predictor_flops(sparsifier.config, 32, 16)
     assert summary["prefill_flops"] == pytest.approx(expected)

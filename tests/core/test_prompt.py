@@ -8,7 +8,7 @@ from tests import tiny
 
 from dynamic_llava import Sparsifier
 from dynamic_llava.core.cache import context_of
-from dynamic_llava.core.spans import question_mask
+from dynamic_llava.core.question import question_mask
 
 MARKER = (7, 9)
 
@@ -93,7 +93,7 @@ def test_dropped_tokens_of_a_new_turn_take_part_once() -> None:
     past = reference(input_ids=turn, past_key_values=past).past_key_values
     slots = context_of(past).slots
     slots.valid_BS[0, before : before + 11] &= decisions
-    slots._full = False  # the slots of the dropped ones are no longer seen
+    slots.is_full = False  # the slots of the dropped ones are no longer seen
     expected = reference(input_ids=turn[:, :1], past_key_values=past).logits
     torch.testing.assert_close(last, expected, atol=1e-5, rtol=0)
 

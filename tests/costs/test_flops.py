@@ -13,6 +13,7 @@ from tests import tiny
 from dynamic_llava import SparsityConfig
 from dynamic_llava.costs import compare, flops
 from dynamic_llava.costs.presets import PRESETS, preset
+from dynamic_llava.costs.shape import DecoderShape
 from dynamic_llava.methods.top_k import keep_count
 
 RATES = st.floats(0.001, 1.0)
@@ -96,7 +97,7 @@ def test_counts_are_those_of_a_run(use_cache: bool, rate: float, tolerance: floa
     sparsifier.attach(model)
     model.generate(**tiny.row(4), max_new_tokens=21, do_sample=False, use_cache=use_cache)
     summary = sparsifier.report.summary()
-    shape = flops.DecoderShape.from_config(model.config.text_config)
+    shape = DecoderShape.from_config(model.config.text_config)
     answering = flops.Answering(shape, 2, prompt=21, prompt_kept=9, output=20, output_keep_rate=rate)
     counted = answering.cached_flops if use_cache else answering.uncached_flops
     assert summary["prefill_flops"] == flops.prefill_flops(shape, 21, 9, 2)

@@ -15,6 +15,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from dynamic_llava.chat import ask
 from dynamic_llava.chat.prompt import chat_answer, chat_prompt
 from dynamic_llava.costs import flops
+from dynamic_llava.costs.shape import DecoderShape
 from dynamic_llava.evaluation import evaluate
 from dynamic_llava.evaluation.batches import Kept, answer
 from dynamic_llava.evaluation.costs import Row, costs
@@ -124,7 +125,7 @@ def test_costs_equal_the_report(
     assert 0 < summary["output_tokens_kept"] < summary["output_tokens"]
     assert sparse["kv_bytes"] == summary["kv_bytes"]
     assert sparse["decode_tflops"] == pytest.approx(summary["decode_flops"] / 1e12, abs=1e-9)
-    shape = flops.DecoderShape.from_config(model.config.text_config)
+    shape = DecoderShape.from_config(model.config.text_config)
     counted = flops.paper_flops(shape, summary["output_tokens"], summary["output_tokens_kept"], 1)
     assert sparse["decode_tflops_paper"] == pytest.approx(counted / 1e12, abs=1e-9)
     with ask.dense(model):

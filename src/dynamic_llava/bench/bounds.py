@@ -12,12 +12,8 @@ from dynamic_llava.bench.building import size_in_bytes
 from dynamic_llava.bench.contenders import Contender
 from dynamic_llava.bench.workload import Workload
 from dynamic_llava.config import SparsityConfig
-from dynamic_llava.costs.flops import (
-    DecoderShape,
-    image_predictor_flops,
-    prefill_flops,
-    text_predictor_flops,
-)
+from dynamic_llava.costs.flops import image_predictor_flops, prefill_flops, text_predictor_flops
+from dynamic_llava.costs.shape import DecoderShape
 from dynamic_llava.methods.top_k import keep_count
 
 

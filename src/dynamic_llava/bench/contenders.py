@@ -18,7 +18,8 @@ from dynamic_llava.bench.calibration import keep_share
 from dynamic_llava.bench.workload import Workload
 from dynamic_llava.config import SparsityConfig
 from dynamic_llava.core.cache import context_of
-from dynamic_llava.costs.flops import DecoderShape
+from dynamic_llava.core.report import Report
+from dynamic_llava.costs.shape import DecoderShape
 from dynamic_llava.sparsifier import Sparsifier
 
 
@@ -152,7 +153,7 @@ class Session:
         shape = self.contender.shape
         one = shape.kv_bytes_per_token(self.contender.model.dtype.itemsize)
         if (context := context_of(self.cache)) is not None:
-            return one * int(context.report.kv_lengths.sum())
+            return one * int(Report(context.record).kv_lengths.sum())
         return one * shape.layers * self.work.batch * tokens
 
     def kept_share(self) -> float:
@@ -160,7 +161,7 @@ class Session:
         context = context_of(self.cache)
         if context is None:
             return 1.0
-        return torch.stack(context.report.text_kept).double().mean().item()
+        return torch.stack(Report(context.record).text_kept).double().mean().item()
 
 
 def _compile(model: Any) -> Any:

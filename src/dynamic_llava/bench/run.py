@@ -20,8 +20,8 @@ from dynamic_llava.bench.contenders import Contender, attached, stock
 from dynamic_llava.bench.settings import BASELINES, DOWNSAMPLE, LEFT_OUT, Settings
 from dynamic_llava.bench.timing import Tick
 from dynamic_llava.bench.workload import Workload, draw
-from dynamic_llava.costs.flops import DecoderShape
 from dynamic_llava.costs.presets import PRESETS
+from dynamic_llava.costs.shape import DecoderShape
 from dynamic_llava.evaluation.results import environment
 from dynamic_llava.methods.downsample import grid_side
 

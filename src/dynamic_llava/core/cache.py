@@ -22,7 +22,7 @@ from transformers.cache_utils import (
     StaticSlidingWindowLayer,
 )
 
-from dynamic_llava.core.report import Report
+from dynamic_llava.core.record import Record
 from dynamic_llava.core.slots import Slots, check_room, size_for
 from dynamic_llava.core.static import StaticSlots, keep_address
 
@@ -180,14 +180,6 @@ class SparseLayer(CacheLayerMixin):
         """Repeat each row ``repeats`` times."""
         self.reorder_cache(torch.arange(len(self.keys), device=self.keys.device).repeat_interleave(repeats))
 
-    def pack(self, from_BS: Tensor) -> None:
-        """Move what lies at ``from_BS`` to the first slots."""
-        from_BS = from_BS.to(self.keys.device)
-        for storage_BHSD in (self.keys, self.values):
-            _, heads, _, size = storage_BHSD.shape
-            index_BHSD = from_BS[:, None, :, None].expand(-1, heads, -1, size)
-            storage_BHSD[:, :, : from_BS.shape[1]] = storage_BHSD.gather(2, index_BHSD)
-
     def _write(self, storage_BHSD: Tensor, new_BHQD: Tensor) -> Tensor:
         slots, queries = self.context.slots, new_BHQD.shape[2]
         if slots.contiguous:
@@ -203,7 +195,7 @@ class Context:
 
     Parameters
     ----------
-    report
+    record
         The record of all calls that use the cache.
     capacity
         Tokens a row that the cache has room for; None lets it grow.
@@ -222,8 +214,8 @@ class Context:
         Column of a turn's first output token, int64 ``[1]``.
     """
 
-    def __init__(self, report: Report, capacity: int | None, static: bool) -> None:
-        self.capacity, self.report = capacity, report
+    def __init__(self, record: Record, capacity: int | None, static: bool) -> None:
+        self.capacity, self.record = capacity, record
         self.layers: list[SparseLayer] = []
         self.slots: Slots
         self.is_busy: bool
@@ -239,6 +231,13 @@ class Context:
         if self.slots.used and batch != (rows := len(self.slots.length_B)):
             raise ValueError(f"past_key_values holds {rows} rows, the call has {batch}: they must agree")
         self.is_busy = True
+
+    def lacks_columns(self, mask: Any) -> bool:
+        """Tell whether a call that goes on may have to remember columns that its mask leaves out."""
+        slots = self.slots
+        if mask is None:
+            return bool(slots.padding)
+        return slots.used > 0 and not slots.is_static and isinstance(mask, Tensor) and mask.ndim == 2
 
     def plan(self, entering: int, fed: int, keep_rate: float) -> None:
         """Size the slots before the first pass, of ``fed`` columns and ``entering`` tokens a row.
@@ -264,15 +263,9 @@ class Context:
                 keep_address(self.answer_start)
         self.answer_start.fill_(column)
 
-    def pack(self) -> None:
-        """Make rows even again before more than one token comes."""
-        from_BS = self.slots.pack()
-        for layer in self.layers:
-            layer.pack(from_BS)
-
     def reset(self) -> None:
         """Forget all tokens and begin a new report; the old one stays as it is."""
-        self.report = self.report.fresh()
+        self.record = self.record.fresh()
         self._begin()
 
     def select_rows(self, index: Tensor) -> None:
@@ -280,14 +273,14 @@ class Context:
         self.slots.select_rows(index)
         if self.mass_BS.numel():
             self.mass_BS = self.mass_BS[index.to(self.mass_BS.device)]
-        self.report.select_rows(index)
+        self.record.select_rows(index)
 
     def _begin(self) -> None:
         self.is_busy = False
         self.slots = self._new_slots(self.capacity)
         self.answer_start = torch.zeros(0, dtype=torch.long)
         self.mass_BS = torch.zeros(0, 0)
-        self.report.slots = self.slots
+        self.record.slots = self.slots
 
 
 def context_of(cache: Any) -> Context | None:
@@ -296,7 +289,7 @@ def context_of(cache: Any) -> Context | None:
     return layers[-1].context if layers and isinstance(layers[-1], SparseLayer) else None
 
 
-def install(cache: Cache, layers: int, split: int, report: Report) -> Context:
+def install(cache: Cache, layers: int, split: int, record: Record) -> Context:
     """Put sparse layers in place of an empty cache's layers from ``split`` on, and return what they share.
 
     Raises
@@ -314,14 +307,14 @@ def install(cache: Cache, layers: int, split: int, report: Report) -> Context:
         )
     static = bool(stock) and cache.is_compileable
     capacity = max(layer.max_cache_len for layer in stock) if static else None
-    return fill(cache, layers, split, report, capacity, static)
+    return fill(cache, layers, split, record, capacity, static)
 
 
 def fill(
-    cache: Cache, layers: int, split: int, report: Report, capacity: int | None, static: bool
+    cache: Cache, layers: int, split: int, record: Record, capacity: int | None, static: bool
 ) -> Context:
     """Give an empty cache its layers: below ``split`` its own, or growing ones; sparse ones from there on."""
-    context = Context(report, capacity, static)
+    context = Context(record, capacity, static)
     stock: list[Any] = list(cache.layers) or [DynamicLayer() for _ in range(layers)]
     dense = [GrowingLayer(capacity) if type(layer) is DynamicLayer else layer for layer in stock[:split]]
     context.layers = [SparseLayer(context, bool(layer.is_sliding)) for layer in stock[split:layers]]

@@ -5,7 +5,6 @@ Legend: B batch, K pictures, I image tokens, N tokens, A answer tokens, C channe
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from dynamic_llava import methods
 from dynamic_llava.config import SparsityConfig
+from dynamic_llava.core.record import Record
 from dynamic_llava.core.report import Report
 from dynamic_llava.methods.gumbel import exponential_noise
 from dynamic_llava.methods.predictors import ImagePredictor, TextPredictor
@@ -116,10 +116,6 @@ class Decisions(nn.Module):
         """Return the bool decision ``[B, N]`` on output tokens, given their index within their answer."""
         return self.text_method(self.noise).keep(hidden_BNC, ordinal_BN)
 
-    def keep_prompt_tokens(self, hidden_BNC: Tensor, ordinal_BN: Tensor) -> Tensor:
-        """Return the bool decision ``[B, N]`` on prompt tokens, given their index within their question."""
-        return self.prompt_method(self.noise).keep(hidden_BNC, ordinal_BN)
-
     def ratio_loss(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the image, text and prompt penalty of this thread's last training pass.
 
@@ -140,16 +136,17 @@ class Decisions(nn.Module):
     @property
     def report(self) -> Report | None:
         """What this thread's last call kept."""
-        return getattr(self._last, "report", None)
+        record = getattr(self._last, "record", None)
+        return None if record is None else Report(record)
 
     @property
     def sampled(self) -> Sampled | None:
         """The masks of this thread's last call, if that was a training pass."""
         return getattr(self._last, "sampled", None)
 
-    def remember(self, report: Report, sampled: Sampled | None = None) -> None:
+    def remember(self, record: Record, sampled: Sampled | None = None) -> None:
         """Make a call the last one of this thread."""
-        self._last.report, self._last.sampled = report, sampled
+        self._last.record, self._last.sampled = record, sampled
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to a thread's last call: it is neither pickled nor copied."""
@@ -166,18 +163,6 @@ class Decisions(nn.Module):
     def text_method(self, noise: Callable[[Tensor], Tensor]) -> methods.Policy:
         """Return what decides on output tokens."""
         return self._build(self.config.text_policy, self.text_predictor, noise)
-
-    def prompt_method(self, noise: Callable[[Tensor], Tensor]) -> methods.Policy:
-        """Return what decides on prompt tokens: the text policy at their rate, with the third predictor."""
-        name, predictor = self.config.text_policy, self.prompt_predictor
-        if predictor is None and name == "learned":
-            raise ValueError(
-                "sparsify_prompt is True, but this sparsifier was made without it and has no prompt predictor"
-            )
-        config = dataclasses.replace(
-            self.config, text_keep_rate=self.config.prompt_keep_rate, text_margins=()
-        )
-        return methods.build(name, config, self.image_predictor, predictor or self.text_predictor, noise)
 
     def _build(
         self,

@@ -12,23 +12,27 @@ import copy
 import functools
 import inspect
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 
 from dynamic_llava.core import cache as caches
+from dynamic_llava.core import turns
 from dynamic_llava.core.attention import interface
+from dynamic_llava.core.attention.probe import Probe
 from dynamic_llava.core.decisions import Decisions
+from dynamic_llava.core.eviction import EvictingPass
 from dynamic_llava.core.passes import masked
 from dynamic_llava.core.passes.base import Given, Pass, PromptState
 from dynamic_llava.core.passes.decode import DecodePass
 from dynamic_llava.core.passes.prefill import PrefillPass
 from dynamic_llava.core.passes.recompute import RecomputePass
-from dynamic_llava.core.report import Report
+from dynamic_llava.core.ranking import Ranking
+from dynamic_llava.core.record import Record
 from dynamic_llava.core.view import MASK
-from dynamic_llava.costs.flops import DecoderShape
+from dynamic_llava.costs.shape import DecoderShape
 from dynamic_llava.families import Family
 
 CALL = "sparse_call"  # the keyword that a call travels under
@@ -81,9 +85,9 @@ class Attachment:
         for handle in self._handles:
             handle.remove()
 
-    def new_report(self) -> Report:
+    def new_record(self) -> Record:
         """Return an empty report of a call without a cache."""
-        return Report(copy.copy(self.decisions.config), self.shape, self.model.dtype.itemsize)
+        return Record(copy.copy(self.decisions.config), self.shape, self.model.dtype.itemsize)
 
     def new_cache(self, capacity: int | None, static: bool) -> Cache:
         """Return an empty cache with sparse layers."""
@@ -93,7 +97,7 @@ class Attachment:
         else:
             cache = DynamicCache(config=config)
         split = self.decisions.config.layer
-        caches.fill(cache, self.shape.layers, split, self.new_report(), capacity, static)
+        caches.fill(cache, self.shape.layers, split, self.new_record(), capacity, static)
         return cache
 
     # Hooks
@@ -130,8 +134,8 @@ class Attachment:
                 cache = value
         if answer_mask is not None:
             kwargs = masked.at_full_length(kwargs, cache, self.implementation, self.model.dtype)
-        elif (context := caches.context_of(cache)) is not None and context.slots.used:
-            kwargs = self._with_mask(kwargs, context)
+        elif (context := caches.context_of(cache)) is not None and context.lacks_columns(kwargs.get(MASK)):
+            kwargs[MASK] = turns.with_all_columns(kwargs, context)
         pictures = self.family.pictures(base, kwargs)
         given = Given(pictures, kwargs.get("input_ids"), kwargs.get(MASK), answer_mask, prompt_mask, prompt)
         kwargs[CALL] = Call(given)
@@ -150,11 +154,17 @@ class Attachment:
         now = call.now
         if number < split:
             if number == split - 1 and now.needs_ranking:
-                kwargs = now.look(args[0], kwargs)
+                kwargs["probe"] = self._look(now, args[0], kwargs.get(MASK))
             return args, kwargs
         if number == split:
             args = (now.select(args[0], kwargs.get(MASK)), *args[1:])
         return now.arguments(args, kwargs)
+
+    def _look(self, now: Pass, hidden_BNC: Tensor, mask: Any) -> Probe:
+        """Let the last dense layer's attention be looked at."""
+        prompt_BN = now.prompt(mask, *hidden_BNC.shape[:2], hidden_BNC.device)
+        now.ranking = Ranking(mask, prompt_BN, int(now.past), now.given.pictures)
+        return now.ranking.probe
 
     def _close(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         call: Call = kwargs[CALL]
@@ -188,52 +198,27 @@ class Attachment:
         now: Pass
         if given.answer_mask_BN is not None:
             masked.refuse_reentrant(self.decoder.layers[0])
-            now = masked.MaskedPass(decisions, self.new_report(), given, self.is_flash)
+            now = masked.MaskedPass(decisions, self.new_record(), given, self.is_flash)
         elif cache is None:
-            state = given.prompt or PromptState(hidden_BNC.shape[1], self.new_report())
+            state = given.prompt or PromptState(hidden_BNC.shape[1], self.new_record())
             if state.length > hidden_BNC.shape[1]:
                 raise ValueError("past_key_values is of another run and use_cache is False: leave it out")
             now = RecomputePass(decisions, state, given, self.is_flash)
         else:
             context = caches.context_of(cache)
             if context is None:
-                context = caches.install(cache, layers, split, self.new_report())
+                context = caches.install(cache, layers, split, self.new_record())
             caches.check_same(cache, layers, split)
             self._refuse_static_flash(context)
-            is_decode = context.slots.used > 0 and hidden_BNC.shape[1] == 1
-            now = (DecodePass if is_decode else PrefillPass)(decisions, context, given, self.is_flash)
+            kind: Any = PrefillPass
+            if context.slots.used and hidden_BNC.shape[1] == 1:
+                kind = EvictingPass if decisions.evicting is not None else DecodePass
+            now = kind(decisions, context, given, self.is_flash)
         if now.needs_attention and not self._configs:
             self._configs = interface.use(self.decoder.layers)
         now.begin(*hidden_BNC.shape[:2])
-        decisions.remember(now.report)
+        decisions.remember(now.record)
         return now
-
-    def _with_mask(self, kwargs: dict[str, Any], context: caches.Context) -> dict[str, Any]:
-        """Return the arguments of a call that goes on, with the columns of its mask that were left out.
-
-        A mask may be for all that was fed or for the new tokens alone; without one, padding is remembered.
-        """
-        mask, slots = kwargs.get(MASK), context.slots
-        given = kwargs.get("input_ids")
-        new = (kwargs["inputs_embeds"] if given is None else given).shape[1]
-        if mask is None:
-            if not slots.has_padding:
-                return kwargs
-            columns = cast(int, context.capacity) if slots.is_static else slots.fed + new
-            return kwargs | {MASK: slots.is_token_BN(columns).long()}
-        if (
-            not isinstance(mask, Tensor)
-            or mask.ndim != 2
-            or slots.is_static
-            or mask.shape[1] == slots.fed + new
-        ):
-            return kwargs
-        if mask.shape[1] != new:
-            raise ValueError(
-                f"attention_mask has {mask.shape[1]} columns: {slots.fed} tokens were fed before and {new} "
-                f"are new, so give {slots.fed + new}, or {new} for the new ones alone"
-            )
-        return kwargs | {MASK: torch.cat([slots.is_token_BN(slots.fed).to(mask), mask], dim=1)}
 
     def _refuse_static_flash(self, context: caches.Context) -> None:
         if self.is_flash and context.slots.is_static:

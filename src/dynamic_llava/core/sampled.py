@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dynamic_llava import methods
 from dynamic_llava.core.decisions import Decisions, attention_to, same_size
+from dynamic_llava.core.question import prompt_method
 from dynamic_llava.core.spans import Span, ordinals
 from dynamic_llava.core.view import gather_tokens, right_align
 
@@ -118,7 +119,7 @@ def sample(
     questions, prompt_mask = None, None
     if config.sparsify_prompt and prompt_mask_BN is not None:
         questions = Span(prompt_mask_BN, config.min_prompt_length, config.prompt_keep_rate)
-        prompt_mask = _sample_span(decisions.tau, hidden_BNC, questions, decisions.prompt_method(noise))
+        prompt_mask = _sample_span(decisions.tau, hidden_BNC, questions, prompt_method(decisions, noise))
     image_masks: list[Tensor] = [
         hidden_BNC.new_ones(len(picture_I), dtype=torch.float32) for picture_I in pictures
     ]

@@ -44,6 +44,10 @@ class Slots:
         Slots of the new tokens, while they are written.
     contiguous
         Whether these are the last used slots of every row.
+    padding
+        What was fed that is no token: a first column, and which columns from there on are tokens, bool.
+    is_even, is_full
+        Whether every row's length is exactly ``used``, and every slot below its row's length valid.
     """
 
     is_static = False
@@ -59,10 +63,9 @@ class Slots:
         self.slots_BQ: Tensor | None = None
         self.contiguous = True
         self._places: tuple[int, Tensor] | None = None  # of the new tokens, which all layers share
-        self._padding: list[tuple[int, Tensor]] = []  # first column, and which from there on are tokens
-        self._seen = 0  # `used` when the true lengths were last looked at
-        self._even = True  # every row's length is exactly `used`
-        self._full = True  # every slot below its row's length is valid
+        self.padding: list[tuple[int, Tensor]] = []
+        self.is_even = self.is_full = True
+        self.looked = 0  # `used` when the true lengths were last looked at
 
     @property
     def capacity(self) -> int:
@@ -72,17 +75,7 @@ class Slots:
     @property
     def sees_all(self) -> bool:
         """Whether every row uses all used slots, and all of them hold tokens."""
-        return self._even and self._full
-
-    @property
-    def is_even(self) -> bool:
-        """Whether every row uses all used slots."""
-        return self._even
-
-    @property
-    def has_padding(self) -> bool:
-        """Whether some of what was fed is no token."""
-        return bool(self._padding)
+        return self.is_even and self.is_full
 
     def tokens_B(self) -> Tensor:
         """Return how many tokens each row holds."""
@@ -96,7 +89,7 @@ class Slots:
         """Return which of ``columns`` columns, later ones included, are no padding: bool ``[B, columns]``."""
         size = (len(self.length_B), columns)
         is_token_BN = torch.ones(size, dtype=torch.bool, device=self.length_B.device)
-        for start, token_BN in self._padding:
+        for start, token_BN in self.padding:
             is_token_BN[:, start : start + token_BN.shape[1]] &= token_BN
         return is_token_BN
 
@@ -143,7 +136,7 @@ class Slots:
             self.valid_BS.scatter_(1, slots_BQ, True)
         else:
             self.valid_BS.scatter_(1, slots_BQ, valid_BQ)
-            self._full = False
+            self.is_full = False
         self.length_B += slots_BQ.shape[1]
 
     def keep(self, keep_B: Tensor) -> None:
@@ -151,48 +144,20 @@ class Slots:
         slots_B1 = self._close()
         self.valid_BS.scatter_(1, slots_B1, keep_B[:, None])
         self.length_B += keep_B
-        self._even = False
-
-    def place(self, slots_B1: Tensor, column_B1: Tensor, is_held_B: Tensor) -> None:
-        """Note that the newest token lies at ``slots_B1``, where another one was, if it is held at all."""
-        self.column_BS.scatter_(1, slots_B1, column_B1)
-        self.valid_BS.scatter_(1, slots_B1, is_held_B[:, None])
+        self.is_even = False
 
     def count(self, columns: int, is_token_BN: Tensor | None = None) -> None:
         """Note that ``columns`` more were fed, and which of them are tokens; None where all are."""
         if is_token_BN is not None:
-            self._padding.append((int(self.fed), is_token_BN))
+            self.padding.append((int(self.fed), is_token_BN))
         self.fed += columns
-
-    def hide(self, seen_BN: Tensor) -> None:
-        """Make fed tokens that a later mask no longer shows padding; bool ``[B, columns]``."""
-        if bool(seen_BN.all()):
-            return
-        self._padding.append((0, seen_BN))
-        seen_BS = seen_BN.gather(1, self.column_BS.clamp(max=seen_BN.shape[1] - 1))
-        self.valid_BS &= seen_BS
-        self._full = False
-
-    def pack(self) -> Tensor:
-        """Align what is held to the right, so that rows are even; return where each slot was: [B, S]."""
-        longest = int(self.tokens_B().max())
-        order_BS = self.valid_BS.to(torch.uint8).argsort(dim=-1, stable=True)
-        from_BS = order_BS[:, self.capacity - longest :]
-        self.column_BS[:, :longest] = self.column_BS.gather(1, from_BS)
-        valid_BS = self.valid_BS.gather(1, from_BS)
-        self.valid_BS.zero_()
-        self.valid_BS[:, :longest] = valid_BS
-        self.length_B.fill_(longest)
-        self._even, self._full = True, bool(valid_BS.all())
-        self.used = self._seen = longest
-        return from_BS
 
     def select_rows(self, index: Tensor) -> None:
         """Take rows by index, for beam search."""
         with torch.inference_mode(False):  # as in `_begin`
             self.length_B, self.valid_BS = self.length_B[index], self.valid_BS[index]
             self.column_BS = self.column_BS[index]
-            self._padding = [(start, token_BN[index]) for start, token_BN in self._padding]
+            self.padding = [(start, token_BN[index]) for start, token_BN in self.padding]
 
     def _begin(self, batch: int, device: torch.device) -> None:
         with torch.inference_mode(False):  # a cache filled in inference mode may be continued outside of it
@@ -213,11 +178,11 @@ class Slots:
 
     def _make_room(self, queries: int) -> None:
         is_short = self.used + queries > self.capacity
-        if not self._even and (is_short or self.used >= self._seen + LOOK):
-            self.used = self._seen = int(self.length_B.max())
+        if not self.is_even and (is_short or self.used >= self.looked + LOOK):
+            self.used = self.looked = int(self.length_B.max())
         check_room(self.used + queries, self.limit)
         self.used += queries
-        self.contiguous = self._even
+        self.contiguous = self.is_even
         if self.used > self.capacity:
             self._grow()
 

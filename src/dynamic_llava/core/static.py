@@ -25,12 +25,6 @@ class StaticSlots(Slots):
         """False: what is not used yet must be hidden."""
         return False
 
-    def pack(self) -> Tensor:
-        """Align what is held to the right; all slots stay in use."""
-        from_BS = super().pack()
-        self.used = self.capacity
-        return from_BS
-
     def _make_room(self, queries: int) -> None:
         self.contiguous = self.used == 0
         if not self.contiguous:

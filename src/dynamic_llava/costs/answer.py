@@ -5,38 +5,16 @@ Legend: B batch, T output tokens of a turn.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from torch import Tensor
 
 from dynamic_llava import methods
 from dynamic_llava.config import SparsityConfig
-from dynamic_llava.costs.flops import DecoderShape, image_predictor_flops, text_predictor_flops
-
-
-@dataclass(frozen=True)
-class Step:
-    """A prompt or, without a cache, any pass.
-
-    Its queries in dense and in sparse layers, how many of them the sparse layers hold, and between which
-    columns of all that was fed it stood; the sizes of the pictures that it scored, and the number of text
-    tokens that it decided on.
-    """
-
-    dense_B: Tensor
-    sparse_B: Tensor
-    held_B: Tensor
-    columns: tuple[int, int]
-    scored: tuple[int, ...] = ()
-    judged: int = 0
-
-    def select_rows(self, index: Tensor) -> Step:
-        """Take rows by index."""
-        rows = {name: getattr(self, name)[index] for name in ("dense_B", "sparse_B", "held_B")}
-        return dataclasses.replace(self, **rows)
+from dynamic_llava.costs.flops import image_predictor_flops, text_predictor_flops
+from dynamic_llava.costs.shape import DecoderShape
+from dynamic_llava.costs.step import Step
 
 
 def answer_flops(

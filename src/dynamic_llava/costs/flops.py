@@ -6,63 +6,11 @@ Legend: N tokens, C hidden size, F feed-forward size, Q query width (heads x hea
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from dynamic_llava.config import SparsityConfig
+from dynamic_llava.costs.shape import DecoderShape
 
 FLOP_UNITS = {"PFLOPs": 1e15, "TFLOPs": 1e12, "GFLOPs": 1e9, "MFLOPs": 1e6}
-
-
-@dataclass(frozen=True)
-class DecoderShape:
-    """The sizes of a Llama-like decoder that set its cost.
-
-    Parameters
-    ----------
-    layers
-        Number of decoder layers.
-    hidden, intermediate
-        C and F.
-    query_width, key_width
-        Q and G: heads times head size, of queries and of keys (or values).
-    """
-
-    layers: int
-    hidden: int
-    intermediate: int
-    query_width: int
-    key_width: int
-
-    @classmethod
-    def from_config(cls, config: Any) -> DecoderShape:
-        """Read the sizes of a transformers text config."""
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return cls(
-            layers=config.num_hidden_layers,
-            hidden=config.hidden_size,
-            intermediate=config.intermediate_size,
-            query_width=config.num_attention_heads * head_dim,
-            key_width=config.num_key_value_heads * head_dim,
-        )
-
-    @property
-    def layer_weights(self) -> int:
-        """Numbers in the matrices of one layer (gated feed-forward)."""
-        return 2 * self.hidden * (self.query_width + self.key_width) + 3 * self.hidden * self.intermediate
-
-    def layer_flops(self, queries: float, keys: float) -> float:
-        """FLOPs of one layer (gated feed-forward) for queries that attend to ``keys``; no causal discount."""
-        return 2 * queries * self.layer_weights + 4 * queries * keys * self.query_width
-
-    def passes_flops(self, passes: int, first: float, step: float) -> float:
-        """FLOPs of one layer in ``passes`` passes, over ``first``, ``first + step``, ... tokens."""
-        mean = first + step * (passes - 1) / 2
-        mean_square = mean**2 + step**2 * (passes**2 - 1) / 12
-        return passes * self.layer_flops(mean, mean_square / mean)  # linear part ~ N, attention ~ N^2
-
-    def kv_bytes_per_token(self, element_size: int) -> int:
-        """Bytes of one token's key and value in one layer."""
-        return 2 * self.key_width * element_size
 
 
 def prefill_flops(shape: DecoderShape, tokens: float, kept: float, layer: int) -> float:

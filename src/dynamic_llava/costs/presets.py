@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from dynamic_llava.costs.flops import DecoderShape
+from dynamic_llava.costs.shape import DecoderShape
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dynamic_llava.chat.ask import report_of
-from dynamic_llava.costs.flops import DecoderShape, paper_flops, text_predictor_flops
+from dynamic_llava.costs.flops import paper_flops, text_predictor_flops
+from dynamic_llava.costs.shape import DecoderShape
 from dynamic_llava.methods import held_before
 
 

@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
+from dynamic_llava.chat.ask import report_of
 from dynamic_llava.chat.prompt import chat_answer
+from dynamic_llava.core.report import Report
 from dynamic_llava.evaluation.batches import Kept, encode_questions
 from dynamic_llava.evaluation.tasks import Question
 from dynamic_llava.sparsifier import Sparsifier
@@ -107,7 +109,7 @@ def _step_by_step(model: PreTrainedModel, given: _Given, kept: Kept) -> Tensor:
         )
         logits.append(out.logits)
         if step + 1 in fed_B:
-            held_now_B = out.past_key_values.report.text_kept
+            held_now_B = cast(Report, report_of(model)).text_kept
             held_B = [held_now_B[row] if fed == step + 1 else held_B[row] for row, fed in enumerate(fed_B)]
     kept.add(model, given.prompt, fed_B, held_B)
     return torch.cat(logits, dim=1)

@@ -50,13 +50,13 @@ def _decisions(report: Report, lengths: list[int]) -> Tensor:
     The last token of a new turn stays without one.
     """
     text = iter(report.text_kept[0])
-    new_turns = iter(report.prompt_steps[1:])  # the first is the prompt's
+    new_turns = iter(report.prompt_decisions[1:])  # the first is the prompt's
     parts = [torch.full((lengths[0],), NO_DECISION)]
     for length in lengths[1:]:
         part_N = torch.full((length,), NO_DECISION)
         if length == 1:
             part_N[0] = next(text)
-        elif report.prompt_steps:
+        elif report.prompt_decisions:
             kept_BN, droppable_BN = next(new_turns)
             part_N = torch.where(droppable_BN[0], kept_BN[0].long(), NO_DECISION)
         parts.append(part_N)

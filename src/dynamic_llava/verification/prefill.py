@@ -89,6 +89,6 @@ def _compare_images(subject: Subject, probe: Probe, comparison: Comparison) -> N
 
 def _compare_question(subject: Subject, probe: Probe, comparison: Comparison) -> None:
     """Compare the decision on the tokens of the last question, and what leads to it; one row."""
-    decisions_BN, droppable_BN = subject.report.prompt_steps[0]
+    decisions_BN, droppable_BN = subject.report.prompt_decisions[0]
     comparison.close("instruct_pred_logits", probe.prompt_logits_BN2[0][droppable_BN][None])
     comparison.exact("instruct_decision", decisions_BN[droppable_BN][None])

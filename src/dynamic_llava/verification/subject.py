@@ -19,8 +19,8 @@ from dynamic_llava.checkpoints import load_model
 from dynamic_llava.checkpoints.official import to_ours
 from dynamic_llava.checkpoints.projectors import STOCK
 from dynamic_llava.config import SparsityConfig
+from dynamic_llava.core.question import question_mask
 from dynamic_llava.core.report import Report
-from dynamic_llava.core.spans import question_mask
 from dynamic_llava.sparsifier import Sparsifier
 from dynamic_llava.verification.files import GoldenFile
 

@@ -13,12 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynamic_llava.core.attention.probe import Probe
 from dynamic_llava.core.decisions import Decisions
-from dynamic_llava.core.masks import seen_by
-from dynamic_llava.core.report import Report
-from dynamic_llava.core.spans import ordinals, question_mask
-from dynamic_llava.core.view import MASK, View, gather_tokens, is_token, right_align
+from dynamic_llava.core.ranking import Ranking
+from dynamic_llava.core.record import Record
+from dynamic_llava.core.view import View, gather_tokens, is_token, right_align
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,7 @@ class PromptState:
     """What a run without a cache must remember; ``generate()`` hands it back in the place of a cache."""
 
     length: int
-    report: Report
+    record: Record
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Do nothing: there are no keys, and all rows share the prompt's length."""
@@ -65,8 +63,8 @@ class Pass(ABC):
     ----------
     decisions
         Makes the decisions.
-    report
-        Records them.
+    record
+        Where they are written down.
     given
         What the call brings.
     is_flash
@@ -80,13 +78,13 @@ class Pass(ABC):
 
     view: View
 
-    def __init__(self, decisions: Decisions, report: Report, given: Given, is_flash: bool) -> None:
+    def __init__(self, decisions: Decisions, record: Record, given: Given, is_flash: bool) -> None:
         self.decisions = decisions
-        self.report = report
+        self.record = record
         self.given = given
         self.is_flash = is_flash
         self.past: Any = 0
-        self.ranking: Probe | None = None
+        self.ranking: Ranking | None = None
 
     def begin(self, batch: int, length: int) -> None:
         """Begin a pass of ``length`` tokens a row, before any layer runs."""
@@ -102,7 +100,7 @@ class Pass(ABC):
 
     def close(self) -> PromptState | None:
         """End the pass; return what the caller gets in the place of a cache, where there is none."""
-        self.report.end_pass()
+        self.record.end_pass()
         return None
 
     @property
@@ -115,13 +113,10 @@ class Pass(ABC):
         """Whether it asks more of the attention of the layers than the stock function gives."""
         return self.needs_ranking
 
-    def look(self, hidden_BNC: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Return the arguments of the last dense layer, with a probe of the last prompt token's attention."""
-        batch, length, _ = hidden_BNC.shape
-        mask, column_N = kwargs.get(MASK), torch.arange(length, device=hidden_BNC.device)
-        last_B = (column_N * self.prompt(mask, batch, length, hidden_BNC.device)).amax(-1)
-        self.ranking = Probe(last_B, seen_by(mask, last_B, length))
-        return kwargs | {"probe": self.ranking}
+    @property
+    def attention(self) -> list[Tensor]:
+        """The attention paid to the tokens of each picture, ``[I]``; nothing where nobody looked."""
+        return [] if self.ranking is None else self.ranking.of_pictures()
 
     def arguments(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -129,38 +124,19 @@ class Pass(ABC):
         """Return the arguments of a stock layer as a sparse layer gets them."""
         return self.view.arguments(args, kwargs)
 
-    def attention(self, length: int) -> list[Tensor]:
-        """Return the attention that the probe saw, for each picture: ``[I]``; nothing without a probe."""
-        if self.ranking is None or self.ranking.weights_BS is None:
-            return []
-        past = int(self.past)
-        weights = self.ranking.weights_BS[:, past : past + length].flatten()
-        return [weights[picture_I] for picture_I in self.given.pictures]
-
     def keep_images(self, hidden_BNC: Tensor) -> Tensor | None:
         """Decide on the image tokens; return a bool ``[B, N]``, or None where nothing is dropped."""
         pictures, (batch, length, _) = self.given.pictures, hidden_BNC.shape
         if not pictures:
             return None
-        decided = self.decisions.keep_image_tokens(hidden_BNC, pictures, self.attention(length))
+        decided = self.decisions.keep_image_tokens(hidden_BNC, pictures, self.attention)
         rows_K = (torch.stack([picture_I[0] for picture_I in pictures]) // length).tolist()
-        self.report.add_images(rows_K, batch, decided)
+        self.record.add_images(rows_K, batch, decided)
         if all(scores_I is None for _, scores_I in decided):
             return None
         keep = torch.ones(batch * length, dtype=torch.bool, device=hidden_BNC.device)
         keep[torch.cat(list(pictures))] = torch.cat([kept_I for kept_I, _ in decided])
         return keep.view(batch, length)
-
-    def keep_prompt(self, hidden_BNC: Tensor, droppable_BN: Tensor) -> Tensor:
-        """Decide on those prompt tokens that may be dropped; return a bool ``[B, N]``."""
-        kept_BN = self.decisions.keep_prompt_tokens(hidden_BNC, ordinals(droppable_BN)) | ~droppable_BN
-        self.report.add_prompt(kept_BN, droppable_BN)
-        return kept_BN
-
-    def question(self, valid_BN: Tensor) -> Tensor:
-        """Return which tokens of a prompt, ``valid_BN``, may be dropped: bool ``[B, N]``."""
-        given, marker = self.given, self.decisions.config.prompt_marker
-        return question_mask(given.token_ids_BN, given.pictures, valid_BN, marker)
 
     def valid(self, mask: Any, batch: int, length: int, device: torch.device) -> Tensor:
         """Return which of the tokens fed are no padding, by the stock mask: bool ``[B, N]``."""

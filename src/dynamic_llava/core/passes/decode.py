@@ -5,39 +5,23 @@ Legend: B batch, S slots, C channels.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dynamic_llava.core.attention.probe import Probe
 from dynamic_llava.core.cache import Context
 from dynamic_llava.core.decisions import Decisions
-from dynamic_llava.core.eviction import evict
-from dynamic_llava.core.masks import seen_by
 from dynamic_llava.core.passes.base import Given, Pass
-from dynamic_llava.core.view import MASK, View
+from dynamic_llava.core.view import View
 
 
 class DecodePass(Pass):
     """Decide whether the K/V of a decoded token stays; in its own step it always takes part."""
 
     def __init__(self, decisions: Decisions, context: Context, given: Given, is_flash: bool) -> None:
-        super().__init__(decisions, context.report, given, is_flash)
+        super().__init__(decisions, context.record, given, is_flash)
         self.context = context
-        self.evicting = decisions.evicting
-        self.keep_B: Tensor | None = None
-        self.mass: Probe | None = None
-        if self.evicting is not None and context.slots.is_static:
-            raise ValueError(
-                f"text_policy {self.evicting.name!r} gives up earlier tokens, which a static cache cannot: "
-                "leave out cache_implementation='static'"
-            )
-
-    @property
-    def needs_attention(self) -> bool:
-        """Whether earlier tokens are given up by the attention that they receive."""
-        return self.evicting is not None
 
     def begin(self, batch: int, length: int) -> None:
         """Open the cache for the pass."""
@@ -49,44 +33,36 @@ class DecodePass(Pass):
 
     def select(self, hidden_BNC: Tensor, mask: Any) -> Tensor:
         """Decide on the token, and give it the slot that the next one gets if it does not stay."""
-        slots, decisions = self.context.slots, self.decisions
+        slots = self.context.slots
         self.column_B1 = _column(slots.fed, len(hidden_BNC), hidden_BNC.device)
-        if decisions.config.sparsify_text and self.evicting is None:
-            ordinal_B1 = self.column_B1 - self.context.answer_start
-            self.keep_B = decisions.keep_text_tokens(hidden_BNC, ordinal_B1)[:, 0]
+        self.keep_B = self.decide(hidden_BNC)
         slots.open(self.column_B1)
-        sees_all = slots.sees_all
-        if sees_all and mask is None:
+        if (sees_all := slots.sees_all) and mask is None:
             column_BS, valid_BS = slots.column_BS, slots.valid_BS  # nobody looks at them
         else:
             column_BS, valid_BS = slots.seen(None)
         self.view = View(1, slots.fed, column_BS, valid_BS, sees_all=sees_all, is_flash=self.is_flash)
         return hidden_BNC
 
-    def arguments(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Exchange the mask, which is all that changes; add what measures attention where it is asked for."""
-        if MASK in kwargs:
-            kwargs[MASK] = self.view.mask(kwargs[MASK])
-        if self.evicting is not None:
-            if self.mass is None:
-                query_B = torch.zeros(len(self.column_B1), dtype=torch.long, device=self.column_B1.device)
-                self.mass = Probe(query_B, seen_by(kwargs.get(MASK), query_B, 1))
-            kwargs["probe"] = self.mass
-        return args, kwargs
+    def decide(self, hidden_B1C: Tensor) -> Tensor | None:
+        """Return whether the token of each row stays, bool ``[B]``; None where all do."""
+        if not self.decisions.config.sparsify_text:
+            return None
+        ordinal_B1 = self.column_B1 - self.context.answer_start
+        return self.decisions.keep_text_tokens(hidden_B1C, ordinal_B1)[:, 0]
+
+    def settle(self) -> None:
+        """Keep the token, or let the next one take its slot."""
+        if self.keep_B is None:
+            self.context.slots.extend(None)
+        else:
+            self.context.slots.keep(self.keep_B)
 
     def close(self) -> None:
         """Grow the slots by what stays."""
-        context = self.context
-        if self.evicting is not None and self.mass is not None:
-            evict(context, self.evicting, cast(Tensor, self.mass.weights_BS), self.column_B1)
-        elif self.keep_B is None:
-            context.slots.extend(None)
-        else:
-            context.slots.keep(self.keep_B)
-        context.slots.count(1)
-        context.is_busy = False
+        self.settle()
+        self.context.slots.count(1)
+        self.context.is_busy = False
         super().close()
 
 

@@ -15,7 +15,8 @@ from dynamic_llava.core import masks
 from dynamic_llava.core.attention.interface import KeyWeights
 from dynamic_llava.core.decisions import Decisions
 from dynamic_llava.core.passes.base import Given, Pass
-from dynamic_llava.core.report import Report
+from dynamic_llava.core.question import keep_question
+from dynamic_llava.core.record import Record
 from dynamic_llava.core.sampled import RecordedNoise, Sampled, sample
 from dynamic_llava.core.spans import ordinals
 from dynamic_llava.core.view import MASK
@@ -24,8 +25,8 @@ from dynamic_llava.core.view import MASK
 class MaskedPass(Pass):
     """Full length, nothing removed: keys are weighed in training, and hidden otherwise."""
 
-    def __init__(self, decisions: Decisions, report: Report, given: Given, is_flash: bool) -> None:
-        super().__init__(decisions, report, given, is_flash)
+    def __init__(self, decisions: Decisions, record: Record, given: Given, is_flash: bool) -> None:
+        super().__init__(decisions, record, given, is_flash)
         self.answer_mask_BN = cast(Tensor, given.answer_mask_BN).bool()
         self.prompt_mask_BN = None if given.prompt_mask_BN is None else given.prompt_mask_BN.bool()
         if decisions.config.sparsify_prompt and self.prompt_mask_BN is None:
@@ -116,13 +117,13 @@ class MaskedPass(Pass):
             self.given.pictures,
             self.answer_mask_BN,
             self.prompt_mask_BN,
-            self.attention(hidden_BNC.shape[1]),
+            self.attention,
             self.noise,
         )
         self.key_weights = self._weights(sampled.key_weights_BN())
         if self.sampled is None:
             self.sampled = sampled
-            self.decisions.remember(self.report, sampled)
+            self.decisions.remember(self.record, sampled)
 
     def _decide(self, hidden_BNC: Tensor) -> None:
         """Hide dropped keys from later queries, as in step-by-step decoding."""
@@ -134,9 +135,9 @@ class MaskedPass(Pass):
         if config.sparsify_text:
             text_keep_BN = self.decisions.keep_text_tokens(hidden_BNC, ordinals(answer_mask_BN))
             keep_BN = torch.where(answer_mask_BN, text_keep_BN, keep_BN)
-        self.report.add_text(keep_BN, answer_mask_BN)
+        self.record.add_text(keep_BN, answer_mask_BN)
         if config.sparsify_prompt and self.prompt_mask_BN is not None:
-            keep_BN = keep_BN & self.keep_prompt(hidden_BNC, self.prompt_mask_BN)
+            keep_BN = keep_BN & keep_question(self, hidden_BNC, self.prompt_mask_BN)
         self.keep_BN = keep_BN
         self.key_weights = self._weights(keep_BN.float())
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dynamic_llava.core import question, turns
 from dynamic_llava.core.cache import Context
 from dynamic_llava.core.decisions import Decisions
 from dynamic_llava.core.passes.base import Entering, Given, Pass
-from dynamic_llava.core.spans import but_last
 from dynamic_llava.core.view import View
 
 
@@ -21,7 +21,7 @@ class PrefillPass(Pass):
     """Drop image tokens of a prompt; its other tokens stay, unless ``sparsify_prompt`` asks for them too."""
 
     def __init__(self, decisions: Decisions, context: Context, given: Given, is_flash: bool) -> None:
-        super().__init__(decisions, context.report, given, is_flash)
+        super().__init__(decisions, context.record, given, is_flash)
         self.context = context
         self.past = int(context.slots.fed)
         self.is_new_turn = context.slots.used > 0
@@ -69,17 +69,13 @@ class PrefillPass(Pass):
     def _keep_question(self, hidden_BNC: Tensor) -> Tensor | None:
         if not self.decisions.config.sparsify_prompt:
             return None
-        valid_BN = self.valid_BN
-        droppable_BN = self.question(valid_BN)
-        if self.is_new_turn:  # in rows without a picture all of the turn may go
-            has_picture_B1 = self._has_picture(*valid_BN.shape)[:, None]
-            droppable_BN = torch.where(has_picture_B1, droppable_BN, but_last(valid_BN, valid_BN))
-        return self.keep_prompt(hidden_BNC, droppable_BN)
+        which = question.of_a_turn if self.is_new_turn else question.droppable
+        return question.keep_question(self, hidden_BNC, which(self, self.valid_BN))
 
     def _record(self, entering: Entering) -> None:
         held_BL = entering.valid_BL if self.stays_BL is None else self.stays_BL
         fed_B, entering_B, held_B = (mask.sum(-1) for mask in (self.valid_BN, entering.valid_BL, held_BL))
-        self.report.add_step(fed_B, entering_B, held_B, self.columns)
+        self.record.add_step(fed_B, entering_B, held_B, self.columns)
 
     def _make_room(self, entering: int) -> None:
         """Plan the slots of a first pass; in a new turn, hide what its mask takes back, and pack."""
@@ -91,9 +87,9 @@ class PrefillPass(Pass):
             return
         mask = self.given.attention_mask
         if isinstance(mask, Tensor) and mask.ndim == 2:  # such as padding that was fed after an early end
-            slots.hide(mask[:, : self.past].bool())
+            turns.hide(slots, mask[:, : self.past].bool())
         if not slots.is_even:
-            self.context.pack()
+            turns.make_even(self.context)
 
     def _see(self, entering: Entering, padded_BL: Tensor | None) -> View:
         fed, slots = self.columns[1] - self.past, self.context.slots
@@ -104,8 +100,3 @@ class PrefillPass(Pass):
         return View(
             fed, self.past, column_BS, valid_BS, column_BL, entering.index_BL, sees_all, self.is_flash
         )
-
-    def _has_picture(self, batch: int, length: int) -> Tensor:
-        """Tell which rows bring a picture in this call: bool ``[B]``."""
-        rows = {int(picture_I[0]) // length for picture_I in self.given.pictures}
-        return torch.tensor([row in rows for row in range(batch)], device=self.valid_BN.device)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dynamic_llava.core.decisions import Decisions
 from dynamic_llava.core.passes.base import Entering, Given, Pass, PromptState
+from dynamic_llava.core.question import droppable, keep_question
 from dynamic_llava.core.view import View
 
 
@@ -19,7 +20,7 @@ class RecomputePass(Pass):
     """Every step computes the whole sequence anew; decisions are those that a cached run makes."""
 
     def __init__(self, decisions: Decisions, state: PromptState, given: Given, is_flash: bool) -> None:
-        super().__init__(decisions, state.report, given, is_flash)
+        super().__init__(decisions, state.record, given, is_flash)
         self.state = state
 
     def prompt(self, mask: Any, batch: int, length: int, device: torch.device) -> Tensor:
@@ -30,17 +31,17 @@ class RecomputePass(Pass):
     def select(self, hidden_BNC: Tensor, mask: Any) -> Tensor:
         """Drop image tokens and output tokens; the newest token always stays."""
         batch, length, _ = hidden_BNC.shape
-        self.report.forget_decisions()
+        self.record.forget_decisions()
         valid_BN = self.valid(mask, batch, length, hidden_BNC.device)
         keeps = [self.keep_images(hidden_BNC)]
         if self.decisions.config.sparsify_prompt:
             prompt_BN = self.prompt(mask, batch, length, hidden_BNC.device)
-            keeps.append(self.keep_prompt(hidden_BNC, self.question(prompt_BN)))
+            keeps.append(keep_question(self, hidden_BNC, droppable(self, prompt_BN)))
         if length > self.state.length:
             keeps.append(self._keep_output(hidden_BNC))
         entering = Entering.of(valid_BN, keeps)
         counts_B = entering.valid_BL.sum(-1)
-        self.report.add_step(valid_BN.sum(-1), counts_B, counts_B, (0, length))
+        self.record.add_step(valid_BN.sum(-1), counts_B, counts_B, (0, length))
         column_BL = entering.columns(length, 0)
         self.view = View(
             length,
@@ -65,11 +66,11 @@ class RecomputePass(Pass):
         start = self.state.length
         keep_BN = torch.ones(batch, length, dtype=torch.bool, device=hidden_BNC.device)
         if not self.decisions.config.sparsify_text:
-            self.report.add_text(keep_BN[:, start:])
+            self.record.add_text(keep_BN[:, start:])
             return None
         ordinal_BT = torch.arange(length - start, device=hidden_BNC.device).expand(batch, -1)
         keep_BT = self.decisions.keep_text_tokens(hidden_BNC[:, start:], ordinal_BT)
-        self.report.add_text(keep_BT)
+        self.record.add_text(keep_BT)
         keep_BN[:, start:] = keep_BT
         keep_BN[:, -1] = True  # the newest token always takes part in its own step
         return keep_BN

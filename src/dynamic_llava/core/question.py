@@ -1,0 +1,106 @@
+"""Dropping tokens of a prompt's last question: which may go, and which do.
+
+Legend: B batch, N tokens, K pictures, I image tokens, C channels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dynamic_llava import methods
+from dynamic_llava.core.decisions import Decisions
+from dynamic_llava.core.spans import ordinals
+
+if TYPE_CHECKING:
+    from dynamic_llava.core.passes.base import Pass
+
+
+def prompt_method(decisions: Decisions, noise: Callable[[Tensor], Tensor]) -> methods.Policy:
+    """Return what decides on prompt tokens: the text policy at their rate, with the third predictor."""
+    name, predictor = decisions.config.text_policy, decisions.prompt_predictor
+    if predictor is None and name == "learned":
+        raise ValueError(
+            "sparsify_prompt is True, but this sparsifier was made without it and has no prompt predictor"
+        )
+    config = dataclasses.replace(
+        decisions.config, text_keep_rate=decisions.config.prompt_keep_rate, text_margins=()
+    )
+    return methods.build(
+        name, config, decisions.image_predictor, predictor or decisions.text_predictor, noise
+    )
+
+
+def keep_question(now: Pass, hidden_BNC: Tensor, droppable_BN: Tensor) -> Tensor:
+    """Decide on those prompt tokens that may be dropped; return a bool ``[B, N]``."""
+    method = prompt_method(now.decisions, now.decisions.noise)
+    kept_BN = method.keep(hidden_BNC, ordinals(droppable_BN)) | ~droppable_BN
+    now.record.add_prompt(kept_BN, droppable_BN)
+    return kept_BN
+
+
+def droppable(now: Pass, valid_BN: Tensor) -> Tensor:
+    """Return which tokens of a pass's prompt, ``valid_BN``, may be dropped: bool ``[B, N]``."""
+    given, marker = now.given, now.decisions.config.prompt_marker
+    return question_mask(given.token_ids_BN, given.pictures, valid_BN, marker)
+
+
+def of_a_turn(now: Pass, valid_BN: Tensor) -> Tensor:
+    """Return which tokens of a new turn may be dropped: in rows without a picture all but the last."""
+    batch, length = valid_BN.shape
+    rows = {int(picture_I[0]) // length for picture_I in now.given.pictures}
+    has_picture_B = torch.tensor([row in rows for row in range(batch)], device=valid_BN.device)
+    return torch.where(has_picture_B[:, None], droppable(now, valid_BN), but_last(valid_BN, valid_BN))
+
+
+def question_mask(
+    token_ids_BN: Tensor | None, pictures: Sequence[Tensor], valid_BN: Tensor, marker: tuple[int, ...]
+) -> Tensor:
+    """Find the prompt tokens that may be dropped: the last question, all but its last token.
+
+    It starts with the last ``marker`` after the row's pictures, or right after them where there is none (the
+    official ``last_instruct`` span); a row without pictures has none.
+
+    Parameters
+    ----------
+    token_ids_BN
+        None where the prompt was given as embeddings: then no marker is looked for.
+    pictures
+        Where the tokens of each picture lie in the flattened ``[B * N]`` input, int64 ``[I]`` each.
+    valid_BN
+        Which tokens belong to the prompt: no padding, no answer.
+    marker
+        Token ids; may be empty.
+
+    Returns
+    -------
+    Tensor
+        Bool ``[B, N]``.
+    """
+    batch, length = valid_BN.shape
+    column_N = torch.arange(length, device=valid_BN.device)
+    if not pictures:
+        return torch.zeros_like(valid_BN)
+    last_K = torch.stack([picture_I[-1] for picture_I in pictures])
+    row_K, column_K = last_K // length, last_K % length
+    start_B = torch.full((batch,), length, device=valid_BN.device)
+    start_B = start_B.scatter_reduce(0, row_K, column_K + 1, "amax", include_self=False)
+    if token_ids_BN is not None and 0 < len(marker) <= length:
+        wanted = torch.tensor(marker, device=valid_BN.device)
+        found_BM = (token_ids_BN.unfold(1, len(marker), 1) == wanted).all(-1)
+        found_BM &= valid_BN.unfold(1, len(marker), 1).all(-1)
+        found_BM &= column_N[: found_BM.shape[1]] >= start_B[:, None]
+        last_B = torch.where(found_BM, column_N[: found_BM.shape[1]], -1).amax(-1)
+        start_B = torch.where(last_B >= 0, last_B, start_B)
+    return but_last(valid_BN & (column_N >= start_B[:, None]), valid_BN)
+
+
+def but_last(mask_BN: Tensor, valid_BN: Tensor) -> Tensor:
+    """Take the last token of each row out of a mask."""
+    column_N = torch.arange(valid_BN.shape[1], device=valid_BN.device)
+    last_B1 = torch.where(valid_BN, column_N, -1).amax(-1, keepdim=True)
+    return mask_BN & (column_N != last_B1)
