@@ -1,6 +1,6 @@
 """Count the code lines of the modules that one uniform prefill and one decoded token execute.
 
-A tiny model is attached, given a prompt with a picture and then one token, with the uniform policies. A
+An attached tiny model is given a prompt with a picture and then one token, with the uniform policies. A
 module counts, with all of its lines, if any of its functions ran meanwhile; every file of ``families`` counts
 besides, which may be data alone. Code lines are those with code on them: no docstrings, comments or blanks.
 
@@ -42,7 +42,7 @@ NO_CODE = {
 
 @torch.inference_mode()
 def executed() -> set[str]:
-    """Attach, prefill, decode one token; return the names of the library's modules whose functions ran."""
+    """Prefill, decode one token; return the names of the library's modules whose functions ran."""
     found: set[str] = set()
 
     def note(frame: FrameType, event: str, _: object) -> None:
@@ -52,9 +52,9 @@ def executed() -> set[str]:
     model: Any = tiny.model()
     sparsifier: Any = tiny.sparsifier(image_policy="uniform", text_policy="uniform")
     prompt, token = tiny.row(5), torch.full((1, 1), 5)
+    sparsifier.attach(model)
     sys.setprofile(note)
     try:
-        sparsifier.attach(model)
         cache = model(**prompt, use_cache=True).past_key_values
         model(token, past_key_values=cache, use_cache=True)
     finally:

@@ -162,7 +162,8 @@ class Attachment:
 
     def _look(self, now: Pass, hidden_BNC: Tensor, mask: Any) -> Probe:
         """Let the last dense layer's attention be looked at."""
-        prompt_BN = now.prompt(mask, *hidden_BNC.shape[:2], hidden_BNC.device)
+        batch, length, _ = hidden_BNC.shape
+        prompt_BN = now.prompt(mask, batch, length, hidden_BNC.device)
         now.ranking = Ranking(mask, prompt_BN, int(now.past), now.given.pictures)
         return now.ranking.probe
 
