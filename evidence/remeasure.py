@@ -1,9 +1,9 @@
 """Measure the committed weights of nano anew, and compare: what docs/results.md shows, and single decisions.
 
 The same questions are asked with the library of an earlier commit and with today's: answers, kept image
-tokens and kept output tokens must be equal, one by one. Then the rows of nano in evidence/results/evidence.json
-are measured: accuracy and kept shares must be equal, perplexity within 1e-4. 20 minutes on two cores, one for
-the short set; rows stay in runs/results until the library's code changes: a call goes on where another stopped.
+tokens and kept output tokens must be equal, one by one. Then the rows of nano in evidence.json are measured:
+accuracy and kept shares must be equal, perplexity within 1e-4. 20 minutes on two cores, 2 for the short set;
+rows stay in runs/results until the library's code changes, so that a call goes on where another stopped:
 
     python -m evidence.remeasure --output evidence/results/remeasured.json
     python -m evidence.remeasure --short
