@@ -20,7 +20,8 @@ from PIL import Image
 from tqdm import tqdm
 
 import dynamic_llava
-from dynamic_llava.chat.ask import PLACEHOLDER, chat_prompt, encode
+from dynamic_llava.chat.ask import encode
+from dynamic_llava.chat.prompt import PLACEHOLDER, chat_prompt
 from dynamic_llava.config import SparsityConfig
 from dynamic_llava.evaluation.batches import Kept
 from dynamic_llava.sparsifier import Sparsifier
