@@ -136,6 +136,7 @@ def compare_answers(base: str, pictures: int) -> dict[str, Any]:
     """Ask both sides; return the counts of each method and what differs."""
     batches = prompts(pictures)
     result: dict[str, Any] = {}
+    console = Console(stderr=True)
     with checked_out(base) as folder, tempfile.TemporaryDirectory() as room:
         file = Path(room) / "prompts.pt"
         torch.save(batches, file)
@@ -143,7 +144,10 @@ def compare_answers(base: str, pictures: int) -> dict[str, Any]:
         with Side(folder, *command) as old, Side(ROOT, *command) as new:
             for name, (image, text) in COMPARED.items():
                 rows, wrong = 0, []
-                for number in track(range(len(batches)), name, console=Console(stderr=True), transient=True):
+                numbers = range(len(batches))
+                for number in track(
+                    numbers, name, console=console, transient=True, disable=not console.is_terminal
+                ):
                     asked = f"{number} {image} {IMAGE_RATE} {text} {TEXT_RATE} {LONGEST}"
                     pair = [side.ask(asked) for side in (old, new)]
                     for row, (wanted, got) in enumerate(zip(*pair, strict=True)):
