@@ -62,26 +62,8 @@ train-nano: dev ## Train the bundled model again, five stages into runs/ (three 
 	$(BIN)/dynamic-llava train recipes/nano-mixed.yaml
 	$(BIN)/dynamic-llava train recipes/nano-dynamic.yaml
 
-RESULTS := evidence/results
 bench: dev ## Measure again what docs/performance.md shows (half an hour, 16 GB of memory)
-	$(BIN)/dynamic-llava bench --model llava-small --phase prefill --phase overhead --batch 1 --output-tokens 200 \
-		--repeats 15 --output $(RESULTS)/bench-small-prefill.json
-	$(BIN)/dynamic-llava bench --model llava-small --phase decode --policies dense,static,preallocated,learned \
-		--batch 8 --output-tokens 1000 --plot docs/images/bench --output $(RESULTS)/bench-small-decode.json
-	$(BIN)/dynamic-llava bench --model llava-small --phase decode --policies preallocated,uniform --batch 8 \
-		--output-tokens 1000 --output $(RESULTS)/bench-small-decode-uniform.json
-	$(BIN)/dynamic-llava bench --model llava-small --phase decode --policies static,preallocated,learned \
-		--batch 1 --batch 4 --batch 16 --output-tokens 100 --plot docs/images/bench-batch \
-		--output $(RESULTS)/bench-small-batches.json
-	$(BIN)/dynamic-llava bench --model llava-small --phase no-cache --policies dense,learned --output-tokens 1000 \
-		--repeats 5 --output $(RESULTS)/bench-small-no-cache.json
-	$(BIN)/dynamic-llava bench --model llava-1.5-7b --layers 8 --phase prefill \
-		--policies dense,learned,fastv,uniform --repeats 5 --output $(RESULTS)/bench-7b-8-layers.json
-	$(BIN)/dynamic-llava bench --model llava-1.5-7b --dtype bfloat16 --phase prefill --phase decode \
-		--output-tokens 8 --policies dense,learned --repeats 3 --output $(RESULTS)/bench-7b-bfloat16.json
-	$(BIN)/dynamic-llava bench --model nano --phase generate --policies dense,preallocated,learned \
-		--output-tokens 100 --repeats 15 --output $(RESULTS)/bench-nano-generate.json
-	$(BIN)/python -m evidence.masked_attention --output $(RESULTS)/masked-attention.json
+	$(BIN)/python -m evidence.replay "bench-*" masked-attention
 
 results: dev ## Train and measure again what docs/results.md shows (seven hours on two cores, two more without runs/nano-mixed; resumable)
 	$(BIN)/python -m evidence.trainings.run

@@ -244,7 +244,11 @@ def main() -> int:
         serve(Measured())
         return 0
     runs = options.rounds * len(CASES) * RUNS
-    with checked_out(options.base) as base, Progress(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with (
+        checked_out(options.base) as base,
+        Progress(console=console, transient=True, disable=not console.is_terminal) as bar,
+    ):
         task = bar.add_task("running", total=runs)
         found = [round_(base, lambda: bar.advance(task)) for _ in range(options.rounds)]
     compared = {name: compare(name, [one[name] for one in found]) for name in CASES}

@@ -150,7 +150,8 @@ def different(alone: Sequence[Answer | Exception], found: Sequence[Answer | Exce
 
 def compare(name: str, model: Any, calls: Sequence[Call], threads: int) -> dict[str, Any]:
     """Run calls alone, then in threads; return the counts."""
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(name, total=2 * len(calls))
         alone, found = (together(model, calls, count, lambda: bar.advance(task)) for count in (1, threads))
     wrong = different(alone, found)

@@ -31,12 +31,14 @@ class Measuring:
     ----------
     source
         The model: ``nano`` or the name of a variant.
+    cells
+        Folder of what was measured before; by default that of all commits, for the numbers are the weights'.
     """
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, cells: Path = WORK / "cells") -> None:
         self._source = source
         self._folder = BUNDLED if source == "nano" else WORK / source / "model"
-        self._cells = WORK / "cells" / f"{source}-{fingerprint(self._folder)}"
+        self._cells = cells / f"{source}-{fingerprint(self._folder)}"
 
     def cell(self, kind: str, method_name: str, method: Method, budget: Budget, seed: int) -> dict[str, Any]:
         """Return one measurement: ``kind`` is accuracy, perplexity or exactness."""

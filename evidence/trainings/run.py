@@ -30,6 +30,7 @@ SEEDS = (0, 1, 2)
 IMAGE_RATES, TEXT_RATES = (0.05, 0.1, 0.2, 0.5), (0.2, 0.5, 0.8)
 DIAL_RATES = (0.1, 0.2, 0.5)
 DIALLED = "dial"
+LEARNED_IMAGE = "learned image, "  # before the name of an output policy
 
 
 def policies() -> dict[str, Any]:
@@ -43,19 +44,21 @@ def policies() -> dict[str, Any]:
 
 def _compared(model: Measuring, seed: int) -> Iterator[dict[str, Any]]:
     for kind in ("accuracy", "perplexity"):
-        yield _row("dense", kind, Budget(), seed, model.dense(kind, seed))
+        yield row_of("dense", kind, Budget(), seed, model.dense(kind, seed))
     for name, method in METHODS.items():
         for image in IMAGE_RATES:
             budget = Budget(image=image)
-            yield _row(name, "accuracy", budget, seed, model.cell("accuracy", name, method, budget, seed))
+            yield row_of(name, "accuracy", budget, seed, model.cell("accuracy", name, method, budget, seed))
             for text in TEXT_RATES:
                 budget = Budget(image, text)
                 cell = model.cell("perplexity", name, method, budget, seed)
-                yield _row(name, "perplexity", budget, seed, cell)
+                yield row_of(name, "perplexity", budget, seed, cell)
     for text in TEXT_RATES:  # the choice of output tokens alone
         for policy in OUTPUT_POLICIES:
-            budget, method, name = Budget(0.2, text), Method("learned", policy), f"learned image, {policy}"
-            yield _row(name, "perplexity", budget, seed, model.cell("perplexity", name, method, budget, seed))
+            budget, method, name = Budget(0.2, text), Method("learned", policy), LEARNED_IMAGE + policy
+            yield row_of(
+                name, "perplexity", budget, seed, model.cell("perplexity", name, method, budget, seed)
+            )
 
 
 def ablations(names: Sequence[str]) -> dict[str, Any]:
@@ -73,10 +76,10 @@ def ablations(names: Sequence[str]) -> dict[str, Any]:
                 own = budget.image == trained["image_keep_rate"]
                 for kind in ("accuracy", "perplexity", "exactness")[: 3 if own else 2]:
                     cell = variant.cell(kind, "learned", learned, budget, seed)
-                    rows.append(_row(name, kind, budget, seed, cell))
+                    rows.append(row_of(name, kind, budget, seed, cell))
             for kind in ("accuracy", "perplexity"):
                 cell = variant.dense(kind, seed)
-                rows.append(_row(f"{name}, dense", kind, Budget(), seed, cell))
+                rows.append(row_of(f"{name}, dense", kind, Budget(), seed, cell))
     return {
         "rows": rows,
         "variants": {name: variants.VARIANTS[name] for name in names},
@@ -84,7 +87,8 @@ def ablations(names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _row(method: str, kind: str, budget: Budget, seed: int, cell: dict[str, Any]) -> dict[str, Any]:
+def row_of(method: str, kind: str, budget: Budget, seed: int, cell: dict[str, Any]) -> dict[str, Any]:
+    """Return a cell as a row of the result."""
     value = cell["perplexity"] if kind == "perplexity" else round(100 * cell["right"] / cell["total"], 4)
     return {
         "method": method, "kind": kind, "image_keep_rate": budget.image, "text_keep_rate": budget.text,
