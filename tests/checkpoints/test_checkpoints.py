@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from collections.abc import Callable
@@ -16,7 +17,8 @@ from tests import tiny
 from tests.checkpoints import official
 
 import dynamic_llava
-from dynamic_llava.checkpoints import convert, processors, save
+from dynamic_llava.checkpoints import convert, save
+from dynamic_llava.checkpoints.official import processor as processors
 
 
 @pytest.fixture
@@ -160,7 +162,8 @@ def test_adapter_names_its_base_and_is_checked(tmp_path: Path, monkeypatch: pyte
 
 
 def test_model_from_the_hub_is_called_by_its_id(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dynamic_llava.checkpoints.folders.snapshot_download", lambda *_, **__: str(folder))
+    room = importlib.import_module("dynamic_llava.checkpoints.save")
+    monkeypatch.setattr(room, "snapshot_download", lambda *_, **__: str(folder))
     model = dynamic_llava.load_model("someone/sparse-7b")
     assert model.name_or_path == "someone/sparse-7b"
     assert model.sparsifier.adapter().base_model == "someone/sparse-7b"

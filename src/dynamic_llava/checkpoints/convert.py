@@ -19,13 +19,13 @@ from torch import Tensor
 from transformers import LlavaConfig
 
 from dynamic_llava.adapter import CONFIG_FILE, WEIGHTS_FILE
-from dynamic_llava.checkpoints import official
-from dynamic_llava.checkpoints.folders import read_config, replacing_folder, resolve
 from dynamic_llava.checkpoints.layout import from_hub, to_hub
-from dynamic_llava.checkpoints.loading import has_tokenizer
-from dynamic_llava.checkpoints.processors import image_processor, official_processor, picture_settings
-from dynamic_llava.checkpoints.shards import Shards
-from dynamic_llava.checkpoints.source import VOCABULARY_ROWS, OfficialCheckpoint, expected_shapes
+from dynamic_llava.checkpoints.load import has_tokenizer
+from dynamic_llava.checkpoints.official import config as official
+from dynamic_llava.checkpoints.official.checkpoint import VOCABULARY_ROWS, OfficialCheckpoint, expected_shapes
+from dynamic_llava.checkpoints.official.processor import image_processor, official_processor, picture_settings
+from dynamic_llava.checkpoints.save import read_config, replacing_folder, resolve
+from dynamic_llava.checkpoints.weights import Shards
 from dynamic_llava.checkpoints.writing import SHARD_BYTES, ShardWriter
 from dynamic_llava.files import write_json
 from dynamic_llava.sparsifier import Sparsifier

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from PIL import Image
 
-from dynamic_llava.checkpoints.folders import read_config
-from dynamic_llava.checkpoints.processors import image_processor
-from dynamic_llava.checkpoints.towers import find_tower
+from dynamic_llava.checkpoints.official.processor import image_processor
+from dynamic_llava.checkpoints.official.tower import find_tower
+from dynamic_llava.checkpoints.save import read_config
 from dynamic_llava.verification.comparison import Comparison
 from dynamic_llava.verification.files import GoldenFile
 from dynamic_llava.verification.subject import Subject

@@ -16,8 +16,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from torch import Tensor
 from transformers import CLIPVisionConfig
 
-from dynamic_llava.checkpoints.folders import first_line
-from dynamic_llava.checkpoints.shards import Shards
+from dynamic_llava.checkpoints.save import first_line
+from dynamic_llava.checkpoints.weights import Shards
 
 # The two towers of the official models, so that a checkpoint with a copy of its own loads offline.
 LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}

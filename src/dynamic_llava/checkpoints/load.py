@@ -13,13 +13,13 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration, PreTraine
 from transformers.utils import logging
 
 from dynamic_llava.adapter import CONFIG_FILE, WEIGHTS_FILE, Adapter
-from dynamic_llava.checkpoints.folders import first_line, read_config, resolve
 from dynamic_llava.checkpoints.layout import to_hub
-from dynamic_llava.checkpoints.official import is_official
-from dynamic_llava.checkpoints.processors import IMAGE_TOKEN, official_processor, official_tokenizer
-from dynamic_llava.checkpoints.projectors import fit_projector
-from dynamic_llava.checkpoints.shards import Shards
-from dynamic_llava.checkpoints.source import OfficialCheckpoint
+from dynamic_llava.checkpoints.official.checkpoint import OfficialCheckpoint
+from dynamic_llava.checkpoints.official.config import is_official
+from dynamic_llava.checkpoints.official.processor import IMAGE_TOKEN, official_processor, official_tokenizer
+from dynamic_llava.checkpoints.official.projectors import fit_projector
+from dynamic_llava.checkpoints.save import first_line, read_config, resolve
+from dynamic_llava.checkpoints.weights import Shards
 from dynamic_llava.sparsifier import Sparsifier
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")

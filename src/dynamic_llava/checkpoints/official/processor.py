@@ -10,8 +10,8 @@ from typing import Any
 from transformers import AutoTokenizer, CLIPVisionConfig, LlavaProcessor, PreTrainedTokenizerBase
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from dynamic_llava.checkpoints.official import TEXT_CONFIGS
-from dynamic_llava.checkpoints.towers import find_tower, own_config
+from dynamic_llava.checkpoints.official.config import TEXT_CONFIGS
+from dynamic_llava.checkpoints.official.tower import find_tower, own_config
 
 IMAGE_TOKEN = "<image>"
 SETTINGS = (

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import LlamaConfig, LlavaConfig, MistralConfig
 
-from dynamic_llava.checkpoints.projectors import check_projector
+from dynamic_llava.checkpoints.official.projectors import check_projector
 from dynamic_llava.config import SparsityConfig
 
 TEXT_CONFIGS: dict[str, type[LlamaConfig] | type[MistralConfig]] = {

@@ -12,10 +12,10 @@ from torch import Tensor
 from transformers import GenerationConfig, LlavaForConditionalGeneration
 
 from dynamic_llava.adapter import Adapter
-from dynamic_llava.checkpoints import official
-from dynamic_llava.checkpoints.projectors import fit_projector
-from dynamic_llava.checkpoints.shards import Shards
-from dynamic_llava.checkpoints.towers import find_tower, own_config
+from dynamic_llava.checkpoints.official import config as official
+from dynamic_llava.checkpoints.official.projectors import fit_projector
+from dynamic_llava.checkpoints.official.tower import find_tower, own_config
+from dynamic_llava.checkpoints.weights import Shards
 from dynamic_llava.sparsifier import Sparsifier
 
 VOCABULARY_ROWS = ("model.language_model.embed_tokens.weight", "lm_head.weight")

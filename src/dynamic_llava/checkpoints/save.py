@@ -15,7 +15,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import PreTrainedModel, ProcessorMixin
 
-from dynamic_llava.checkpoints.official import is_official
+from dynamic_llava.checkpoints.official.config import is_official
 
 OWN_FILES = (".json", ".safetensors", ".bin", ".model", ".jinja", ".txt", ".md", ".gitattributes")
 OWN_FOLDERS = ("official", "vision_tower")
