@@ -216,7 +216,7 @@ def test_tower_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         asked.append(name)
         return str(tmp_path / "vision_tower")
 
-    monkeypatch.setattr("dynamic_llava.checkpoints.official.tower.snapshot_download", download)
+    monkeypatch.setattr("dynamic_llava.hub.snapshot_download", download)
     checkpoints.load_model(folder)
     assert asked == ["someone/clip"]
 

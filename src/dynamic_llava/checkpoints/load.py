@@ -18,8 +18,9 @@ from dynamic_llava.checkpoints.official.checkpoint import OfficialCheckpoint
 from dynamic_llava.checkpoints.official.config import is_official
 from dynamic_llava.checkpoints.official.processor import IMAGE_TOKEN, official_processor, official_tokenizer
 from dynamic_llava.checkpoints.official.projectors import fit_projector
-from dynamic_llava.checkpoints.save import first_line, read_config, resolve
+from dynamic_llava.checkpoints.save import read_config, resolve
 from dynamic_llava.checkpoints.weights import Shards
+from dynamic_llava.files import first_line
 from dynamic_llava.sparsifier import Sparsifier
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")

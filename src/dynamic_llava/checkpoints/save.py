@@ -11,11 +11,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import PreTrainedModel, ProcessorMixin
 
+from dynamic_llava import hub
 from dynamic_llava.checkpoints.official.config import is_official
+from dynamic_llava.files import first_line
 
 OWN_FILES = (".json", ".safetensors", ".bin", ".model", ".jinja", ".txt", ".md", ".gitattributes")
 OWN_FOLDERS = ("official", "vision_tower")
@@ -29,18 +29,11 @@ def resolve(source: str | Path) -> Path:
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
-    hub_id = str(source)
-    if isinstance(source, Path) or hub_id.count("/") != 1 or hub_id[0] in "./~":
+    if not hub.is_id(source):
         raise FileNotFoundError(
             f"{source}: no such checkpoint; give a folder, a hub id (owner/name), or nano"
         )
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=HUB_FILES))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = first_line(error)
-        raise FileNotFoundError(
-            f"{source}: neither a folder nor a hub model that could be fetched ({reason})"
-        ) from error
+    return hub.fetch(str(source), HUB_FILES, "hub model")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -139,8 +132,3 @@ def _swap(partial: Path, folder: Path, replaced: Path) -> None:
     except OSError:
         replaced.rename(folder)
         raise
-
-
-def first_line(error: Exception) -> str:
-    """Return an error's message without the advice that follows it."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

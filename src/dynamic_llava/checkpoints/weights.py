@@ -14,6 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from dynamic_llava.files import first_line
+
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLES = ("model.safetensors", "pytorch_model.bin")
 
@@ -122,7 +124,7 @@ def _cached(path: Path, stamp: tuple[int, int]) -> _File:
             f"{path}: the pickle holds more than tensors and was not loaded, for loading it could run code"
         ) from error
     except (SafetensorError, RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is broken: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{path} is broken: {first_line(error)}") from error
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise ValueError(f"{path} is no file of tensors by name")
     return _File(tensors)

@@ -11,13 +11,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor
 from transformers import CLIPVisionConfig
 
-from dynamic_llava.checkpoints.save import first_line
+from dynamic_llava import hub
 from dynamic_llava.checkpoints.weights import Shards
+from dynamic_llava.files import first_line
 
 # The two towers of the official models, so that a checkpoint with a copy of its own loads offline.
 LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
@@ -109,11 +108,11 @@ def _place(name: str, checkpoint: Path | None, files: list[str]) -> Path | None:
     for place in (path,) if checkpoint is None else (checkpoint / path, path):
         if name and (place / "config.json").is_file():
             return place
-    if name.count("/") != 1 or name[0] in "./~":
+    if not hub.is_id(name):
         return None
     try:
-        return Path(snapshot_download(name, allow_patterns=files))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
+        return hub.fetch(name, files, "hub model")
+    except FileNotFoundError:
         return None
 
 
