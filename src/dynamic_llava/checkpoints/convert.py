@@ -25,7 +25,7 @@ from dynamic_llava.checkpoints.official import config as official
 from dynamic_llava.checkpoints.official.checkpoint import VOCABULARY_ROWS, OfficialCheckpoint, expected_shapes
 from dynamic_llava.checkpoints.official.processor import image_processor, official_processor, picture_settings
 from dynamic_llava.checkpoints.save import read_config, replacing_folder, resolve
-from dynamic_llava.checkpoints.weights import Shards
+from dynamic_llava.checkpoints.weights import Weights
 from dynamic_llava.checkpoints.writing import SHARD_BYTES, ShardWriter
 from dynamic_llava.files import write_json
 from dynamic_llava.sparsifier import Sparsifier
@@ -148,9 +148,9 @@ def _to_official(
     folder: Path, dtype: torch.dtype | None, writer: ShardWriter, progress: Callable[[int, int], None]
 ) -> bool:
     config: Any = LlavaConfig.from_pretrained(folder)
-    shards = Shards(folder)
-    origins = {from_hub(name): name for name in shards}
-    shapes = _complete_shapes(folder, config, origins, shards)
+    weights = Weights(folder, getattr(config, "transformers_weights", None))
+    origins = {from_hub(name): name for name in weights}
+    shapes = _complete_shapes(folder, config, origins, weights)
     sparsifier = Sparsifier.from_pretrained(folder) if (folder / CONFIG_FILE).is_file() else None
     kept = folder / KEPT
     if kept.is_dir():
@@ -167,7 +167,7 @@ def _to_official(
         pictures, raw["image_aspect_ratio"] = picture_settings(folder)
         has_tower = False
         small = [file for file in folder.iterdir() if file.suffix in SMALL_FILES and _is_general(file)]
-        _write_tower(shards, origins, config, pictures, writer.folder / "vision_tower")
+        _write_tower(weights, origins, config, pictures, writer.folder / "vision_tower")
         write_json(writer.folder / "config.json", raw)
     for file in small:
         shutil.copyfile(file, writer.folder / file.name)
@@ -175,10 +175,10 @@ def _to_official(
     projector = raw.get("mm_projector_type", "linear")
     for done, (path, name) in enumerate(origins.items(), start=1):
         if has_tower or not path.startswith("model.vision_tower."):
-            tensor = shards.read(name)
+            tensor = weights.read(name)
             if tensor.shape != shapes[path]:
                 raise ValueError(
-                    f"{shards.files[name]}: tensor {name} has shape {tuple(tensor.shape)}, expected "
+                    f"{weights.files[name]}: tensor {name} has shape {tuple(tensor.shape)}, expected "
                     f"{tuple(shapes[path])}"
                 )
             rows = tensor[: raw["vocab_size"]] if path in VOCABULARY_ROWS else tensor
@@ -192,7 +192,7 @@ def _to_official(
     return sparsifier is not None
 
 
-def _complete_shapes(folder: Path, config: Any, origins: dict[str, str], shards: Shards) -> dict[str, Any]:
+def _complete_shapes(folder: Path, config: Any, origins: dict[str, str], weights: Weights) -> dict[str, Any]:
     """Return the shape of each tensor by module path; refuse a checkpoint with others or fewer."""
     shapes = expected_shapes(config)
     for path in sorted(shapes.keys() - origins.keys()):
@@ -201,7 +201,7 @@ def _complete_shapes(folder: Path, config: Any, origins: dict[str, str], shards:
     for path in sorted(origins.keys() - shapes.keys()):
         name = origins[path]
         raise ValueError(
-            f"{shards.files[name]}: tensor {name} has no place in the model that config.json describes"
+            f"{weights.files[name]}: tensor {name} has no place in the model that config.json describes"
         )
     return shapes
 
@@ -218,12 +218,12 @@ def _predictors(folder: Path, raw: dict[str, Any]) -> Iterator[tuple[str, Tensor
 
 
 def _write_tower(
-    shards: Shards, origins: dict[str, str], config: Any, pictures: dict[str, Any], folder: Path
+    weights: Weights, origins: dict[str, str], config: Any, pictures: dict[str, Any], folder: Path
 ) -> None:
     folder.mkdir()
     prefix = "model.vision_tower."
     tower = {
-        "vision_model." + path.removeprefix(prefix): shards.read(name)
+        "vision_model." + path.removeprefix(prefix): weights.read(name)
         for path, name in origins.items()
         if path.startswith(prefix)
     }

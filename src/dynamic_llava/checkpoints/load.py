@@ -19,7 +19,7 @@ from dynamic_llava.checkpoints.official.config import is_official
 from dynamic_llava.checkpoints.official.processor import IMAGE_TOKEN, official_processor, official_tokenizer
 from dynamic_llava.checkpoints.official.projectors import fit_projector
 from dynamic_llava.checkpoints.save import read_config, resolve
-from dynamic_llava.checkpoints.weights import Shards
+from dynamic_llava.checkpoints.weights import Weights
 from dynamic_llava.files import first_line
 from dynamic_llava.sparsifier import Sparsifier
 
@@ -136,7 +136,7 @@ def _load(
     elif vision_tower is not None:
         raise ValueError(f"vision_tower was given, but {folder} holds its own vision tower: leave it out")
     else:
-        model = _load_stock(folder, dtype)
+        model = _load_stock(folder, dtype, config.get("transformers_weights"))
         if (folder / CONFIG_FILE).exists() or (folder / WEIGHTS_FILE).exists():
             sparsifier = Sparsifier.from_pretrained(folder)
     model.to(device)  # type: ignore[arg-type]  # transformers' own wrapper hides the signature
@@ -168,12 +168,12 @@ def _load_official(source: OfficialCheckpoint, dtype: torch.dtype | str) -> PreT
     return model
 
 
-def _load_stock(folder: Path, dtype: torch.dtype | str) -> PreTrainedModel:
-    shards = Shards(folder)  # names a broken or missing file better than what follows
-    model = _stock(folder, dtype, shards.read)
+def _load_stock(folder: Path, dtype: torch.dtype | str, named: str | None) -> PreTrainedModel:
+    weights = Weights(folder, named)  # names a broken or missing file better than what follows
+    model = _stock(folder, dtype, weights.read)
     if not all(bool(p.isfinite().all()) for p in model.parameters()):
-        for name in shards:
-            shards.read(name)  # raises with the name of the file and the tensor
+        for name in weights:
+            weights.read(name)  # raises with the name of the file and the tensor
     return cast(PreTrainedModel, model)
 
 

@@ -15,7 +15,7 @@ from dynamic_llava.adapter import Adapter
 from dynamic_llava.checkpoints.official import config as official
 from dynamic_llava.checkpoints.official.projectors import fit_projector
 from dynamic_llava.checkpoints.official.tower import find_tower, own_config
-from dynamic_llava.checkpoints.weights import Shards
+from dynamic_llava.checkpoints.weights import Weights
 from dynamic_llava.sparsifier import Sparsifier
 
 VOCABULARY_ROWS = ("model.language_model.embed_tokens.weight", "lm_head.weight")
@@ -56,9 +56,9 @@ class OfficialCheckpoint:
     ) -> None:
         self.folder = folder
         self.raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        self.shards = Shards(folder)
+        self.weights = Weights(folder)
         self.projector: str = self.raw.get("mm_projector_type", "linear")
-        has_own_tower = any(name.startswith(official.TOWER) for name in self.shards)
+        has_own_tower = any(name.startswith(official.TOWER) for name in self.weights)
         self.tower = find_tower(self.raw, folder, vision_tower, has_own_tower)
         vision = self.tower.config if self.tower else own_config(self.raw, folder)
         source = str(folder / "config.json")
@@ -90,7 +90,7 @@ class OfficialCheckpoint:
     def aside(self) -> dict[str, Tensor]:
         """Return the official tensors without a counterpart here, by their official names."""
         used = set(self._origins.values())
-        return {name: self.shards.read(name) for name in self.shards if name not in used}
+        return {name: self.weights.read(name) for name in self.weights if name not in used}
 
     def generation_config(self) -> GenerationConfig:
         """Return the checkpoint's own settings of generation, without the image token among the answers."""
@@ -107,7 +107,7 @@ class OfficialCheckpoint:
 
     def _find_origins(self) -> dict[str, str]:
         """Official name of each module path; the copy of a tower that lies elsewhere stays out."""
-        names = [name for name in self.shards if official.has_counterpart(name)]
+        names = [name for name in self.weights if official.has_counterpart(name)]
         if self.tower:
             names = [name for name in names if not name.startswith(official.TOWER)]
         origins = {official.to_ours(name, self.projector): name for name in names}
@@ -118,7 +118,7 @@ class OfficialCheckpoint:
         return {path: name for path, name in origins.items() if not path.startswith(unused)}
 
     def _read(self, path: str) -> Tensor:
-        tensor = self._checked(path, self.shards.read(self._origins[path]))
+        tensor = self._checked(path, self.weights.read(self._origins[path]))
         return self._grown(tensor) if path in VOCABULARY_ROWS else tensor
 
     def _grown(self, rows_VC: Tensor) -> Tensor:
@@ -141,10 +141,10 @@ class OfficialCheckpoint:
 
     def _read_sparsifier(self) -> Sparsifier | None:
         if self.sparsity is None:
-            name = next((name for name in self.shards if name.startswith(official.PREDICTORS)), None)
+            name = next((name for name in self.weights if name.startswith(official.PREDICTORS)), None)
             if name is not None:
                 raise ValueError(
-                    f"{self.shards.files[name]}: tensor {name} belongs to a predictor, but config.json has "
+                    f"{self.weights.files[name]}: tensor {name} belongs to a predictor, but config.json has "
                     "no sparse_config"
                 )
             return None
@@ -175,14 +175,14 @@ class OfficialCheckpoint:
             raise ValueError(f"{self.folder}: tensor {official.to_official(path, self.projector)} is missing")
         for path in sorted(found - self.shapes.keys()):
             name = self._origins.get(path, path)
-            file = self.shards.files.get(name, self.folder)
+            file = self.weights.files.get(name, self.folder)
             raise ValueError(f"{file}: tensor {name} has no place in the model that config.json describes")
 
     def file_of(self, path: str) -> Path:
         """Return the file that a module path is read from."""
         origin = self._origins.get(path)
         if origin is not None:
-            return self.shards.files[origin]
+            return self.weights.files[origin]
         return self.tower.file(path) if self.tower else self.folder
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import CLIPVisionConfig
 
 from dynamic_llava import hub
-from dynamic_llava.checkpoints.weights import Shards
+from dynamic_llava.checkpoints.weights import Weights
 from dynamic_llava.files import first_line
 
 # The two towers of the official models, so that a checkpoint with a copy of its own loads offline.
@@ -39,16 +39,16 @@ class Tower:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.config = _read_config(folder)
-        self.shards = Shards(folder)
-        self.names = {self._path(name): name for name in self.shards if self._belongs(name)}
+        self.weights = Weights(folder)
+        self.names = {self._path(name): name for name in self.weights if self._belongs(name)}
 
     def read(self, path: str) -> Tensor:
         """Return a tensor by its module path here, ``model.vision_tower...``."""
-        return self.shards.read(self.names[path])
+        return self.weights.read(self.names[path])
 
     def file(self, path: str) -> Path:
         """Return the file of a tensor by its module path here."""
-        return self.shards.files[self.names[path]]
+        return self.weights.files[self.names[path]]
 
     @staticmethod
     def _path(name: str) -> str:
