@@ -1,65 +1,17 @@
-"""Checkpoint folders: where one lies, what kind it is, and writing one all at once."""
+"""Writing a checkpoint folder, all at once."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedModel, ProcessorMixin
 
-from dynamic_llava import hub
-from dynamic_llava.checkpoints.official.config import is_official
-from dynamic_llava.files import first_line
-
 OWN_FILES = (".json", ".safetensors", ".bin", ".model", ".jinja", ".txt", ".md", ".gitattributes")
 OWN_FOLDERS = ("official", "vision_tower")
-HUB_FILES = ["*.json", "*.safetensors", "*.bin", "*.model", "*.jinja", "*.txt"]
-
-
-def resolve(source: str | Path) -> Path:
-    """Return the local folder of a checkpoint: itself, the bundled model's, or a download of a hub id."""
-    if source == "nano":
-        return Path(str(resources.files("dynamic_llava") / "models" / "nano"))
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return folder
-    if not hub.is_id(source):
-        raise FileNotFoundError(
-            f"{source}: no such checkpoint; give a folder, a hub id (owner/name), or nano"
-        )
-    return hub.fetch(str(source), HUB_FILES, "hub model")
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return a checkpoint's ``config.json``, of a kind that can be loaded.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is none.
-    ValueError
-        If it is no config, or one of another kind of model.
-    """
-    path = folder / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: {folder} is no checkpoint")
-    try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        model_type = config["model_type"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no model config: {first_line(error)}") from error
-    if model_type != "llava" and not is_official(config):
-        raise ValueError(
-            f"{folder} holds a {model_type} model: llava (transformers), llava_llama, llava_mistral and "
-            "dynamic_llava_llama (official) can be loaded"
-        )
-    return config
 
 
 def save(model: PreTrainedModel, processor: ProcessorMixin | None, folder: str | Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dynamic_llava.checkpoints import load_model
-from dynamic_llava.checkpoints.official.config import to_ours
+from dynamic_llava.checkpoints.official.layout import to_ours
 from dynamic_llava.checkpoints.official.projectors import STOCK
 from dynamic_llava.config import SparsityConfig
 from dynamic_llava.core.placeholders import question_mask

@@ -2,76 +2,145 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LlavaForConditionalGeneration
+from transformers import (
+    CLIPVisionConfig,
+    GenerationConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from dynamic_llava.adapter import Adapter
-from dynamic_llava.checkpoints.official import config as official
+from dynamic_llava.checkpoints.official import layout
+from dynamic_llava.checkpoints.official.config import llava_config, predictors_off, sparsity_config
+from dynamic_llava.checkpoints.official.processor import (
+    IMAGE_TOKEN,
+    build_image_processor,
+    build_processor,
+    read_tokenizer,
+)
 from dynamic_llava.checkpoints.official.projectors import fit_projector
-from dynamic_llava.checkpoints.official.tower import find_tower, own_config
+from dynamic_llava.checkpoints.official.tower import Tower, find_tower, own_config
+from dynamic_llava.checkpoints.tokenizer import has_tokenizer
 from dynamic_llava.checkpoints.weights import Weights
+from dynamic_llava.config import SparsityConfig
 from dynamic_llava.sparsifier import Sparsifier
 
 VOCABULARY_ROWS = ("model.language_model.embed_tokens.weight", "lm_head.weight")
 
 
 class OfficialCheckpoint:
-    """Config and tensors of a checkpoint of the official code.
+    """Config, processor and tensors of a checkpoint of the official code, each made when asked for, and once.
 
     Parameters
     ----------
     folder
         The checkpoint.
+    raw
+        Its ``config.json``.
+    weights
+        Its tensors by their official names.
     vision_tower
         Where the tower lies, if not where the checkpoint says.
-    image_token_id
-        Id of the image placeholder in the checkpoint's tokenizer; None takes the first id that is free. The
-        vocabulary grows by the rows that this needs.
-
-    Attributes
-    ----------
-    raw
-        The official ``config.json``.
-    config
-        Its translation.
-    sparsifier, adapter
-        Predictors with their weights, in one dtype and each tensor in its own; or None.
 
     Raises
     ------
     FileNotFoundError
-        If a file is missing.
+        Raised by its parts, if a file of theirs is missing.
     ValueError
-        If a tensor is missing, left over or misshapen, or the config asks for something unknown.
+        Raised by its parts, if a tensor is missing, left over or misshapen, or the config asks for something
+        unknown.
     """
 
     def __init__(
-        self, folder: Path, vision_tower: str | Path | None = None, image_token_id: int | None = None
+        self, folder: Path, raw: dict[str, Any], weights: Weights, vision_tower: str | Path | None
     ) -> None:
         self.folder = folder
-        self.raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        self.weights = Weights(folder)
-        self.projector: str = self.raw.get("mm_projector_type", "linear")
-        has_own_tower = any(name.startswith(official.TOWER) for name in self.weights)
-        self.tower = find_tower(self.raw, folder, vision_tower, has_own_tower)
-        vision = self.tower.config if self.tower else own_config(self.raw, folder)
-        source = str(folder / "config.json")
-        self.config = cast(Any, official.llava_config(self.raw, vision, source))
-        self.rows: int = self.config.text_config.vocab_size
-        self.config.image_token_id = self.rows if image_token_id is None else image_token_id
-        self.config.text_config.vocab_size = max(self.rows, self.config.image_token_id + 1)
-        self.sparsity = official.sparsity_config(self.raw, source)
-        self.adapter: Adapter | None = None
-        self._origins = self._find_origins()
-        self.shapes = expected_shapes(self.config)
-        self.sparsifier = self._read_sparsifier()
-        self._check_names()
+        self.raw = raw
+        self.weights = weights
+        self.vision_tower = vision_tower
+        self.projector: str = raw.get("mm_projector_type", "linear")
+
+    @cached_property
+    def tower(self) -> Tower | None:
+        """The vision tower; None where the checkpoint's own copy counts."""
+        has_own = any(name.startswith(layout.TOWER) for name in self.weights)
+        return find_tower(self.raw, self.folder, self.vision_tower, has_own)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The tokenizer, which knows ``<image>``; None where the checkpoint has none."""
+        return read_tokenizer(self.folder, self.raw) if has_tokenizer(self.folder) else None
+
+    @cached_property
+    def image_processor(self) -> LlavaImageProcessorPil:
+        """What is done to a picture before the tower sees it."""
+        place = self.tower.folder if self.tower else self.folder
+        return build_image_processor(self.raw, self._vision, place)
+
+    @cached_property
+    def processor(self) -> LlavaProcessor | None:
+        """Tokenizer, handling of pictures and conversation; None where there is no tokenizer."""
+        if self.tokenizer is None:
+            return None
+        return build_processor(self.folder, self.raw, self._vision, self.tokenizer, self.image_processor)
+
+    @cached_property
+    def config(self) -> Any:
+        """The translated config; the vocabulary grows by the row that the image token needs."""
+        config: Any = llava_config(self.raw, self._vision, str(self.folder / "config.json"))
+        rows = config.text_config.vocab_size
+        token: Any = rows if self.tokenizer is None else self.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        config.image_token_id = token
+        config.text_config.vocab_size = max(rows, token + 1)
+        return config
+
+    @property
+    def rows(self) -> int:
+        """Rows of the vocabulary in the files."""
+        return int(self.raw["vocab_size"])
+
+    @cached_property
+    def sparsity(self) -> SparsityConfig | None:
+        """The settings of the predictors; None where there are none."""
+        return sparsity_config(self.raw, str(self.folder / "config.json"))
+
+    @cached_property
+    def adapter(self) -> Adapter | None:
+        """The predictors with their settings, each tensor in its own type; None where there are none."""
+        if self.sparsity is None:
+            name = next((name for name in self.weights if name.startswith(layout.PREDICTORS)), None)
+            if name is not None:
+                raise ValueError(
+                    f"{self.weights.files[name]}: tensor {name} belongs to a predictor, but config.json has "
+                    "no sparse_config"
+                )
+            return None
+        off = predictors_off(self.sparsity)
+        for path in self._predictors:
+            if path not in self._origins and path.split(".")[1] not in off:
+                name = layout.to_official(path, self.projector)
+                raise ValueError(f"{self.folder}: tensor {name} is missing")
+        found = {path: self._read(path) for path in self._predictors if path in self._origins}
+        dtype = next((tensor.dtype for tensor in found.values()), torch.float32)
+        state = {
+            path.removeprefix("sparsifier."): found.get(path, torch.zeros_like(tensor, dtype=dtype))
+            for path, tensor in self._predictors.items()
+        }
+        return Adapter(self.sparsity, self.config.text_config.hidden_size, "", state)
+
+    @cached_property
+    def shapes(self) -> dict[str, Any]:
+        """Shape of every tensor of the model and the predictors by module path."""
+        return expected_shapes(self.config) | {path: t.shape for path, t in self._predictors.items()}
 
     @property
     def model_paths(self) -> list[str]:
@@ -81,6 +150,7 @@ class OfficialCheckpoint:
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield module path and tensor of the model, without the sparsifier, file by file."""
+        self._check_names()
         for path in self.model_paths:
             if self.tower and path in self.tower.names:
                 yield path, self._checked(path, self.tower.read(path))
@@ -105,17 +175,30 @@ class OfficialCheckpoint:
             generation.suppress_tokens = [self.config.image_token_id]
         return generation
 
-    def _find_origins(self) -> dict[str, str]:
+    @cached_property
+    def _vision(self) -> CLIPVisionConfig:
+        return self.tower.config if self.tower else own_config(self.raw, self.folder)
+
+    @cached_property
+    def _origins(self) -> dict[str, str]:
         """Official name of each module path; the copy of a tower that lies elsewhere stays out."""
-        names = [name for name in self.weights if official.has_counterpart(name)]
+        names = [name for name in self.weights if layout.has_counterpart(name)]
         if self.tower:
-            names = [name for name in names if not name.startswith(official.TOWER)]
-        origins = {official.to_ours(name, self.projector): name for name in names}
+            names = [name for name in names if not name.startswith(layout.TOWER)]
+        origins = {layout.to_ours(name, self.projector): name for name in names}
         if self.sparsity is None:
             return origins
         # The official code makes no predictor for what its config switches off, and ignores its tensors.
-        unused = tuple(f"sparsifier.{name}." for name in official.predictors_off(self.sparsity))
+        unused = tuple(f"sparsifier.{name}." for name in predictors_off(self.sparsity))
         return {path: name for path, name in origins.items() if not path.startswith(unused)}
+
+    @cached_property
+    def _predictors(self) -> dict[str, Tensor]:
+        """Tensors that the settings ask for by module path, not those of the checkpoint."""
+        if self.sparsity is None:
+            return {}
+        fresh = Sparsifier(self.sparsity, self.config.text_config.hidden_size).state_dict()
+        return {f"sparsifier.{name}": tensor for name, tensor in fresh.items()}
 
     def _read(self, path: str) -> Tensor:
         tensor = self._checked(path, self.weights.read(self._origins[path]))
@@ -139,40 +222,14 @@ class OfficialCheckpoint:
             )
         return tensor
 
-    def _read_sparsifier(self) -> Sparsifier | None:
-        if self.sparsity is None:
-            name = next((name for name in self.weights if name.startswith(official.PREDICTORS)), None)
-            if name is not None:
-                raise ValueError(
-                    f"{self.weights.files[name]}: tensor {name} belongs to a predictor, but config.json has "
-                    "no sparse_config"
-                )
-            return None
-        sparsifier = Sparsifier(self.sparsity, self.config.text_config.hidden_size)
-        expected = {f"sparsifier.{name}": tensor for name, tensor in sparsifier.state_dict().items()}
-        self.shapes |= {path: tensor.shape for path, tensor in expected.items()}
-        off = official.predictors_off(self.sparsity)
-        for path in expected:
-            if path not in self._origins and path.split(".")[1] not in off:
-                name = official.to_official(path, self.projector)
-                raise ValueError(f"{self.folder}: tensor {name} is missing")
-        found = {path: self._read(path) for path in expected if path in self._origins}
-        dtype = next((tensor.dtype for tensor in found.values()), torch.float32)
-        state = {
-            path.removeprefix("sparsifier."): found.get(path, torch.zeros_like(tensor, dtype=dtype))
-            for path, tensor in expected.items()
-        }
-        sparsifier.load_state_dict(state)
-        self.adapter = Adapter(self.sparsity, sparsifier.hidden_size, "", state)
-        return sparsifier.to(dtype)
-
     def _check_names(self) -> None:
+        """Account for every tensor, before one of the model's is read."""
+        _ = self.adapter  # it says better what is wrong with predictors
         found = {*self._origins, *(self.tower.names if self.tower else ())}
-        optional = {path for path in self.shapes if path.startswith("sparsifier.")}
-        for path in sorted(self.shapes.keys() - found - optional):
+        for path in sorted(self.shapes.keys() - found - self._predictors.keys()):
             if path == "lm_head.weight" and self.config.tie_word_embeddings:
                 continue
-            raise ValueError(f"{self.folder}: tensor {official.to_official(path, self.projector)} is missing")
+            raise ValueError(f"{self.folder}: tensor {layout.to_official(path, self.projector)} is missing")
         for path in sorted(found - self.shapes.keys()):
             name = self._origins.get(path, path)
             file = self.weights.files.get(name, self.folder)

@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import CLIPVisionConfig
 
 from dynamic_llava import hub
+from dynamic_llava.checkpoints.configs import made_from
 from dynamic_llava.checkpoints.weights import Weights
-from dynamic_llava.files import first_line
 
 # The two towers of the official models, so that a checkpoint with a copy of its own loads offline.
 LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
@@ -118,12 +118,10 @@ def _place(name: str, checkpoint: Path | None, files: list[str]) -> Path | None:
 
 def _read_config(folder: Path) -> CLIPVisionConfig:
     path = folder / "config.json"
-    try:
+    with made_from(path, "vision tower"):
         config = json.loads(path.read_text(encoding="utf-8"))
         model_type = config["model_type"]
         made = CLIPVisionConfig(**config.get("vision_config", config))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no config of a vision tower: {first_line(error)}") from error
     if model_type not in ("clip", "clip_vision_model"):
         raise ValueError(f"{path}: the vision tower is a {model_type}, only CLIP is supported")
     return made

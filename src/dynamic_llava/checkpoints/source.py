@@ -1,0 +1,157 @@
+"""What the user named, resolved once: its folder, its kind, and each of its parts, read when asked for."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from transformers import LlavaConfig, ProcessorMixin
+
+from dynamic_llava import hub
+from dynamic_llava.adapter import CONFIG_FILE, WEIGHTS_FILE, Adapter
+from dynamic_llava.checkpoints.configs import made_from
+from dynamic_llava.checkpoints.official.checkpoint import OfficialCheckpoint
+from dynamic_llava.checkpoints.official.config import is_official
+from dynamic_llava.checkpoints.official.tower import Tower
+from dynamic_llava.checkpoints.processor import read_processor
+from dynamic_llava.checkpoints.tokenizer import has_tokenizer
+from dynamic_llava.checkpoints.weights import Weights
+from dynamic_llava.files import first_line
+
+HUB_FILES = ["*.json", "*.safetensors", "*.bin", "*.model", "*.jinja", "*.txt"]
+Kind = Literal["stock", "official", "predictors"]
+
+
+class Source:
+    """A checkpoint, as the user named it. Nothing is read before it is asked for, nor twice.
+
+    Parameters
+    ----------
+    name
+        A folder, a hub id, or ``"nano"``, the model that comes with this package.
+    vision_tower
+        Where the tower of an official checkpoint lies, if not where its config says.
+
+    Attributes
+    ----------
+    folder
+        Where it lies on this machine; what a hub id names is fetched.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such checkpoint; its parts raise this if a file of theirs is missing.
+    ValueError
+        Raised by its parts, if a file of theirs is broken.
+    """
+
+    def __init__(self, name: str | Path, vision_tower: str | Path | None = None) -> None:
+        self.name = name
+        self.vision_tower = vision_tower
+        self.folder = resolve(name)
+
+    @property
+    def hub_id(self) -> str | None:
+        """Id of a source from the hub."""
+        is_local = self.name == "nano" or Path(self.name).expanduser().is_dir()
+        return None if is_local else str(self.name)
+
+    @cached_property
+    def kind(self) -> Kind:
+        """``stock`` (transformers' LLaVA, perhaps with predictors), ``official``, or ``predictors`` alone."""
+        if not self._has("config.json") and self._has(CONFIG_FILE):
+            return "predictors"
+        return "official" if is_official(self.raw) else "stock"
+
+    @cached_property
+    def raw(self) -> dict[str, Any]:
+        """``config.json`` as it stands there, of a kind of model that can be loaded."""
+        path = self.folder / "config.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} does not exist: {self.folder} is no checkpoint")
+        try:
+            raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            model_type = raw["model_type"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is no model config: {first_line(error)}") from error
+        if model_type != "llava" and not is_official(raw):
+            raise ValueError(
+                f"{self.folder} holds a {model_type} model: llava (transformers), llava_llama, llava_mistral "
+                "and dynamic_llava_llama (official) can be loaded"
+            )
+        return raw
+
+    @cached_property
+    def config(self) -> Any:
+        """Config of the stock model; that of an official checkpoint is translated."""
+        if self.kind == "official":
+            return self.official.config
+        with made_from(self.folder / "config.json", "LLaVA"):
+            return LlavaConfig.from_dict(self.raw)
+
+    @cached_property
+    def weights(self) -> Weights:
+        """The tensors, by their names in the files."""
+        named = self.raw.get("transformers_weights") if self.kind == "stock" else None
+        return Weights(self.folder, named)
+
+    @cached_property
+    def official(self) -> OfficialCheckpoint:
+        """What only an official checkpoint has."""
+        return OfficialCheckpoint(self.folder, self.raw, self.weights, self.vision_tower)
+
+    @cached_property
+    def tower(self) -> Tower | None:
+        """The vision tower, where it lies apart from the checkpoint."""
+        return self.official.tower if self.kind == "official" else None
+
+    @cached_property
+    def processor(self) -> ProcessorMixin | None:
+        """Tokenizer, handling of pictures and chat template; None where there is no tokenizer."""
+        if self.kind == "predictors":
+            return self.base.processor
+        if not has_tokenizer(self.folder):
+            return None
+        if self.kind == "official":
+            return self.official.processor
+        return read_processor(self.folder, self.config)
+
+    @cached_property
+    def adapter(self) -> Adapter | None:
+        """The predictors and their settings, where there are any."""
+        if self.kind == "official":
+            return self.official.adapter
+        return Adapter.read(self.folder) if self._has(CONFIG_FILE) or self._has(WEIGHTS_FILE) else None
+
+    @cached_property
+    def base(self) -> Source:
+        """The model that predictors alone were trained for."""
+        base = cast(Adapter, self.adapter).base_model
+        if not base:
+            raise FileNotFoundError(
+                f"{self.folder / 'config.json'} does not exist: {self.folder} is no checkpoint, and its "
+                "sparsifier names no base model; load the model, then attach Sparsifier.from_pretrained(...)"
+            )
+        if Path(base).expanduser().resolve() == self.folder.resolve():
+            raise ValueError(
+                f"{self.folder / CONFIG_FILE} names its own folder as base model, which holds no model"
+            )
+        return Source(base, self.vision_tower)
+
+    def _has(self, name: str) -> bool:
+        return (self.folder / name).is_file()
+
+
+def resolve(name: str | Path) -> Path:
+    """Return the local folder of a checkpoint: itself, the bundled model's, or a download of a hub id."""
+    if name == "nano":
+        return Path(str(resources.files("dynamic_llava") / "models" / "nano"))
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if not hub.is_id(name):
+        raise FileNotFoundError(f"{name}: no such checkpoint; give a folder, a hub id (owner/name), or nano")
+    return hub.fetch(str(name), HUB_FILES, "hub model")
