@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import AutoProcessor, LlavaProcessor, ProcessorMixin
 
+from dynamic_llava.checkpoints.tokenizer import check_tokenizer
 from dynamic_llava.files import first_line
 
 WITH_CLASS_TOKEN = ("clip_vision_model",)  # towers with one token more than patches
@@ -17,9 +18,12 @@ def read_processor(folder: Path, config: Any) -> ProcessorMixin:
 
     Raises
     ------
+    ImportError
+        If its tokenizer needs libraries that are missing.
     ValueError
         If it cannot be read.
     """
+    check_tokenizer(folder)
     try:
         processor: ProcessorMixin = AutoProcessor.from_pretrained(folder)
     except (OSError, ValueError) as error:

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, CLIPVisionConfig, LlavaProcessor, PreTra
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from dynamic_llava.checkpoints.official.config import TEXT_CONFIGS
+from dynamic_llava.checkpoints.tokenizer import check_tokenizer
 from dynamic_llava.files import first_line
 
 IMAGE_TOKEN = "<image>"
@@ -45,9 +46,12 @@ def read_tokenizer(folder: Path, config: dict[str, Any]) -> PreTrainedTokenizerB
 
     Raises
     ------
+    ImportError
+        If it needs libraries that are missing.
     ValueError
         If it cannot be read.
     """
+    check_tokenizer(folder)
     try:
         # With the decoder's config, transformers leaves config.json alone, whose model_type it does not know.
         tokenizer = AutoTokenizer.from_pretrained(folder, config=TEXT_CONFIGS[config["model_type"]]())
