@@ -174,3 +174,15 @@ def test_weights_that_are_read_once_are_all_there(official: Path) -> None:
     """The count above would hold, too, for a loader that reads nothing."""
     model = dynamic_llava.load_model(official)
     assert all(bool(torch.isfinite(tensor).all()) for tensor in model.state_dict().values())
+
+
+def test_nothing_is_read_before_it_is_asked_for(official: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with counting(monkeypatch) as counter:
+        source = checkpoints.Source(official)
+        assert counter == {}
+        assert source.kind == "official"
+        assert names(counter) == {"config.json"}
+        parts = source.config, source.weights, source.tower, source.processor, source.adapter
+        again = source.config, source.weights, source.tower, source.processor, source.adapter
+        assert all(one is other for one, other in zip(parts, again, strict=True))
+        assert more_than_once(counter) == {}

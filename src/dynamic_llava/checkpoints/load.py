@@ -37,6 +37,27 @@ def load(
     return _load(found, dtype, device), processor
 
 
+def load_with_processor(
+    source: str | Path,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    vision_tower: str | Path | None = None,
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Load a model and its processor as :func:`load` does, for a use that cannot do without the processor.
+
+    Raises
+    ------
+    ValueError
+        If the checkpoint has no tokenizer.
+    """
+    found = Source(source, vision_tower)
+    if found.processor is None:
+        raise ValueError(
+            f"{source}: the checkpoint has no tokenizer or processor; save the model's own beside it"
+        )
+    return _load(found, dtype, device), found.processor
+
+
 def load_model(
     source: str | Path,
     dtype: torch.dtype | str | None = None,

@@ -100,9 +100,9 @@ def _vision(recipe: Recipe) -> Stage:
 def _load(recipe: Recipe) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """Load the model to start from; the recipe has made sure that it names one."""
     dtype = getattr(torch, recipe.init_dtype)
-    model, processor = checkpoints.load(cast(str, recipe.init), dtype=dtype, vision_tower=recipe.vision_tower)
-    if processor is None:
-        raise ValueError(f"{recipe.init}: init has no tokenizer or processor; save the model's own beside it")
+    model, processor = checkpoints.load_with_processor(
+        cast(str, recipe.init), dtype=dtype, vision_tower=recipe.vision_tower
+    )
     return cast(LlavaForConditionalGeneration, model), cast(LlavaProcessor, processor)
 
 
