@@ -12,8 +12,8 @@ from transformers import LlavaProcessor
 
 from dynamic_llava.data.conversations import Conversations
 from dynamic_llava.data.training import ConversationDataset, LengthGrouped, collate
-from dynamic_llava.training import generated
 from dynamic_llava.training import recipe as recipes
+from dynamic_llava.training.nano import generated
 from dynamic_llava.training.recipe import Recipe
 
 

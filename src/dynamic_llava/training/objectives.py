@@ -21,7 +21,7 @@ from dynamic_llava.core.report import Report
 from dynamic_llava.data.training import IGNORE, model_inputs
 from dynamic_llava.methods import TrainRates
 from dynamic_llava.sparsifier import Sparsifier
-from dynamic_llava.training import vision
+from dynamic_llava.training.nano import patches
 from dynamic_llava.training.noise import SampleNoise
 from dynamic_llava.training.recipe import Recipe
 
@@ -68,7 +68,7 @@ class Objective(nn.Module, ABC):
 class VisionObjective(Objective):
     """The tower names what covers each patch; the rest of the model is left alone."""
 
-    def __init__(self, model: PreTrainedModel, heads: vision.PatchHeads) -> None:
+    def __init__(self, model: PreTrainedModel, heads: patches.PatchHeads) -> None:
         super().__init__(model)
         self.heads = heads
         model.requires_grad_(False)
@@ -78,9 +78,9 @@ class VisionObjective(Objective):
         """See the base class; ``labels`` are those of patches, int64 [B, I, A]."""
         pixel_values = torch.cat([group["pixel_values"] for group in groups])
         labels_BIA = torch.cat([group["labels"] for group in groups])
-        logits = self.heads(vision.patch_features(cast(Any, self.model), pixel_values))
-        share = vision.accuracy(logits, labels_BIA)
-        loss = vision.loss(logits, labels_BIA) * len(labels_BIA) / totals[2]
+        logits = self.heads(patches.patch_features(cast(Any, self.model), pixel_values))
+        share = patches.accuracy(logits, labels_BIA)
+        loss = patches.loss(logits, labels_BIA) * len(labels_BIA) / totals[2]
         return loss, {"accuracy": torch.tensor([share * len(labels_BIA), len(labels_BIA)])}
 
 

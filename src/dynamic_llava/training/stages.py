@@ -15,8 +15,9 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from dynamic_llava import checkpoints
 from dynamic_llava.config import SparsityConfig
 from dynamic_llava.sparsifier import Sparsifier
-from dynamic_llava.training import nano, vision
+from dynamic_llava.training import nano
 from dynamic_llava.training.calibration import set_text_threshold
+from dynamic_llava.training.nano import patches
 from dynamic_llava.training.objectives import DenseObjective, Objective, SparseObjective, VisionObjective
 from dynamic_llava.training.recipe import Recipe
 
@@ -93,7 +94,7 @@ def _vision(recipe: Recipe) -> Stage:
     processor = nano.build_processor()
     model = nano.build_model(processor, recipe.seed)
     features = model.model.multi_modal_projector.linear_1.in_features
-    heads = vision.PatchHeads(features, side=nano.IMAGE_SIDE // nano.PATCH_SIDE)
+    heads = patches.PatchHeads(features, side=nano.IMAGE_SIDE // nano.PATCH_SIDE)
     return Stage(VisionObjective(model, heads), model, processor, None)
 
 

@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import LlavaProcessor
 
-from dynamic_llava.training import vision
-from dynamic_llava.training.packing import Packer
+from dynamic_llava.training.nano import patches
+from dynamic_llava.training.nano.packing import Packer
+from dynamic_llava.training.nano.stream import Stream
 from dynamic_llava.training.recipe import Recipe
-from dynamic_llava.training.stream import Stream
 
 Groups = list[dict[str, Tensor]]
 
@@ -64,9 +64,9 @@ class GeneratedSteps(Dataset[Groups]):
     def _patches(self, step: int) -> Groups:
         batches = []
         if indices := self.stream.scenes(step):
-            batches.append(vision.scene_batch(indices, self.processor))
+            batches.append(patches.scene_batch(indices, self.processor))
         if samples := self.stream.easy_vqa(step):
-            batches.append(vision.easy_vqa_batch(samples, self.processor))
+            batches.append(patches.easy_vqa_batch(samples, self.processor))
         return [{"pixel_values": pixels, "labels": labels_BIA} for pixels, labels_BIA in batches]
 
 
