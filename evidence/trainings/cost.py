@@ -12,8 +12,8 @@ from evidence.trainings import variants
 
 from dynamic_llava.training import optimizers, stages
 from dynamic_llava.training.feeding import feed
-from dynamic_llava.training.objectives import counts
 from dynamic_llava.training.recipe import Recipe
+from dynamic_llava.training.stages.objective import counts
 
 COMPARED = ("base", "predictors", "lora", "distilled")
 ROUNDS = 8

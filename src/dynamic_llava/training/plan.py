@@ -11,8 +11,8 @@ from torch import nn
 
 from dynamic_llava.training import optimizers
 from dynamic_llava.training.feeding import Feed
-from dynamic_llava.training.objectives import Objective
 from dynamic_llava.training.recipe import Recipe
+from dynamic_llava.training.stages.objective import Objective
 
 SAMPLES = 8  # of the data, looked at for the number of tokens
 GIB = 2**30

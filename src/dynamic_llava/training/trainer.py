@@ -18,8 +18,8 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from dynamic_llava.data.training import LengthGrouped
 from dynamic_llava.training import optimizers
-from dynamic_llava.training.objectives import Objective, counts
 from dynamic_llava.training.recipe import Recipe
+from dynamic_llava.training.stages.objective import Objective, counts
 
 COMPLETE = "complete"  # written last: a checkpoint without it was cut off
 

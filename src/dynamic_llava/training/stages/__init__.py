@@ -18,8 +18,11 @@ from dynamic_llava.sparsifier import Sparsifier
 from dynamic_llava.training import nano
 from dynamic_llava.training.calibration import set_text_threshold
 from dynamic_llava.training.nano import patches
-from dynamic_llava.training.objectives import DenseObjective, Objective, SparseObjective, VisionObjective
 from dynamic_llava.training.recipe import Recipe
+from dynamic_llava.training.stages.dense import DenseObjective
+from dynamic_llava.training.stages.dynamic import SparseObjective
+from dynamic_llava.training.stages.objective import Objective
+from dynamic_llava.training.stages.vision import VisionObjective
 
 LORA_TARGETS = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
 

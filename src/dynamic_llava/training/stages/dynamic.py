@@ -1,103 +1,25 @@
-"""What each stage of training minimises: modules whose forward is a whole step's loss.
+"""The dynamic stage: the paper's sparse training, with Gumbel masks, masked softmax and ratio losses.
 
-All that a step computes happens in one forward, so that it may be wrapped by DDP, FSDP or DeepSpeed.
-
-Legend: B rows, N tokens, A labelled tokens, C channels, V vocabulary.
+Legend: B rows, N tokens, A labelled tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
 import random
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import cast
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from dynamic_llava.core.report import Report
-from dynamic_llava.data.training import IGNORE, model_inputs
 from dynamic_llava.methods import TrainRates
 from dynamic_llava.sparsifier import Sparsifier
-from dynamic_llava.training.nano import patches
 from dynamic_llava.training.noise import SampleNoise
 from dynamic_llava.training.recipe import Recipe
-
-Group = Mapping[str, Any]
-
-
-def counts(groups: Sequence[Group]) -> Tensor:
-    """Return by what the parts of a loss are divided, float32 [3]: label weights, pictures, rows."""
-    weight = sum(_weights(group).sum() for group in groups)
-    pictures = sum(len(group["pixel_values"]) for group in groups if "pixel_values" in group)
-    return torch.tensor([float(weight), pictures, sum(len(group["labels"]) for group in groups)])
-
-
-class Objective(nn.Module, ABC):
-    """A model and how it is trained.
-
-    Parameters
-    ----------
-    model
-        What is trained.
-    """
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def begin_step(self, step: int, steps: int) -> None:
-        """Follow the schedules of step ``step`` of ``steps``."""
-        return
-
-    @abstractmethod
-    def forward(self, groups: Sequence[Group], totals: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss of one batch and sums for the log.
-
-        Parameters
-        ----------
-        groups
-            Rows of similar length each: what the model takes, ``labels`` and what else the stage needs.
-        totals
-            :func:`counts` of all that shares this optimizer step, other processes included.
-        """
-
-
-class VisionObjective(Objective):
-    """The tower names what covers each patch; the rest of the model is left alone."""
-
-    def __init__(self, model: PreTrainedModel, heads: patches.PatchHeads) -> None:
-        super().__init__(model)
-        self.heads = heads
-        model.requires_grad_(False)
-        cast(Any, model).model.vision_tower.requires_grad_(True)
-
-    def forward(self, groups: Sequence[Group], totals: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """See the base class; ``labels`` are those of patches, int64 [B, I, A]."""
-        pixel_values = torch.cat([group["pixel_values"] for group in groups])
-        labels_BIA = torch.cat([group["labels"] for group in groups])
-        logits = self.heads(patches.patch_features(cast(Any, self.model), pixel_values))
-        share = patches.accuracy(logits, labels_BIA)
-        loss = patches.loss(logits, labels_BIA) * len(labels_BIA) / totals[2]
-        return loss, {"accuracy": torch.tensor([share * len(labels_BIA), len(labels_BIA)])}
-
-
-class DenseObjective(Objective):
-    """Visual instruction tuning, nothing sparse."""
-
-    def forward(self, groups: Sequence[Group], totals: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """See the base class."""
-        losses = [_cross_entropy(self.logits(group), group) for group in groups]
-        return torch.stack(losses).sum() / totals[0], {}
-
-    def logits(self, group: Group, **masks: Tensor) -> Tensor:
-        """Return the logits ``[A, V]`` that predict the labelled tokens, and no others: they are large."""
-        model = cast(Any, self.model)
-        hidden_BNC = model.model(**model_inputs(group), use_cache=False, **masks).last_hidden_state
-        hidden_AC = hidden_BNC[:, :-1][group["labels"][:, 1:] != IGNORE]
-        return cast(Tensor, model.get_output_embeddings()(hidden_AC))
+from dynamic_llava.training.stages.dense import DenseObjective, cross_entropy
+from dynamic_llava.training.stages.objective import Group, label_weights
 
 
 class SparseObjective(DenseObjective):
@@ -177,7 +99,7 @@ class SparseObjective(DenseObjective):
 
     def _answer_loss(self, logits_AV: Tensor, group: Group) -> Tensor:
         """Cross-entropy, mixed with the divergence from the teacher's distribution."""
-        loss, share = _cross_entropy(logits_AV, group), self.recipe.distill_weight
+        loss, share = cross_entropy(logits_AV, group), self.recipe.distill_weight
         for teacher in self._teachers:
             with torch.no_grad():
                 target_AV = teacher.logits(group)
@@ -202,26 +124,8 @@ class SparseObjective(DenseObjective):
         return kept[0], kept[1]
 
 
-def _weights(group: Group) -> Tensor:
-    """Return the loss weight of each labelled token after the first column, [A]; of each row in vision."""
-    labels = group["labels"]
-    if labels.ndim != 2:
-        return torch.ones(len(labels))
-    labelled_BN = labels[:, 1:] != IGNORE
-    if "weights" not in group:
-        return labelled_BN.sum()[None].float()
-    return cast(Tensor, group["weights"][:, 1:][labelled_BN])
-
-
-def _cross_entropy(logits_AV: Tensor, group: Group) -> Tensor:
-    """Cross-entropy of the labelled tokens, summed with their weights."""
-    labels_BN = group["labels"][:, 1:]
-    losses_A = F.cross_entropy(logits_AV.float(), labels_BN[labels_BN != IGNORE], reduction="none")
-    return (losses_A * _weights(group)).sum() if "weights" in group else losses_A.sum()
-
-
 def _divergence(logits_AV: Tensor, target_AV: Tensor, group: Group) -> Tensor:
     """Kullback-Leibler divergence from the teacher's next-token distribution, summed like the loss."""
     student, teacher = (x_AV.float().log_softmax(-1) for x_AV in (logits_AV, target_AV))
     losses_A = (teacher.exp() * (teacher - student)).sum(-1)
-    return (losses_A * _weights(group)).sum() if "weights" in group else losses_A.sum()
+    return (losses_A * label_weights(group)).sum() if "weights" in group else losses_A.sum()
