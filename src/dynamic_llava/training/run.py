@@ -63,7 +63,7 @@ def train(recipe_path: Path, resume: bool = False) -> Path:
         bar.close()
     stage = _gathered(trainer, recipe, stage)
     if trainer.is_world_process_zero():
-        stages.finish(stage, recipe, _unseen(recipe, data, stage.model.device), recipe.output / MODEL)
+        stage.finish(_unseen(recipe, data, stage.model.device), recipe.output / MODEL)
         for reason in trainer.skipped.reasons:
             print(f"skipped: {reason}", file=sys.stderr)
         for name, number in trainer.skipped.numbers().items():

@@ -5,21 +5,69 @@ Legend: B rows, N tokens, A labelled tokens, V vocabulary.
 
 from __future__ import annotations
 
+import copy
 import random
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
+from transformers import LlavaForConditionalGeneration, PreTrainedModel
 
+from dynamic_llava.config import SparsityConfig
 from dynamic_llava.core.report import Report
 from dynamic_llava.methods import TrainRates
 from dynamic_llava.sparsifier import Sparsifier
+from dynamic_llava.training.calibration import set_text_threshold
 from dynamic_llava.training.noise import SampleNoise
 from dynamic_llava.training.recipe import Recipe
+from dynamic_llava.training.stages.base import Stage, load_init
 from dynamic_llava.training.stages.dense import DenseObjective, cross_entropy
 from dynamic_llava.training.stages.objective import Group, label_weights
+
+LORA_TARGETS = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
+
+
+@dataclass(frozen=True)
+class DynamicStage(Stage):
+    """Trains predictors, and the model or adapters with them; ``adapted`` is peft's wrapper, or None."""
+
+    adapted: Any = None
+
+    @classmethod
+    def build(cls, recipe: Recipe) -> DynamicStage:
+        """See the base class; goes on from the predictors that the model may have."""
+        model, processor, trained = load_init(recipe)
+        teacher = copy.deepcopy(model) if recipe.distill_weight else None
+        torch.manual_seed(recipe.seed)
+        hidden_size = cast(nn.Embedding, model.get_input_embeddings()).embedding_dim
+        sparsifier = Sparsifier(SparsityConfig.from_dict(recipe.sparsity or {}), hidden_size)
+        if trained is not None:
+            _take_over(sparsifier, trained, recipe)
+        adapted = _adapt(model, recipe)
+        sparsifier.attach(model)
+        sparsifier.float()  # beside 16-bit weights too, for their updates are small
+        return cls(recipe, SparseObjective(model, recipe, teacher), model, processor, adapted)
+
+    def finish(self, unseen: Iterable[Mapping[str, Any]], folder: Path) -> None:
+        """Set the output predictor's threshold on ``unseen`` and write the finished model."""
+        model = self.model
+        sparsifier = cast(Sparsifier, model.sparsifier)
+        sparsifier.train_rates = None
+        sparsifier.to(dtype=model.dtype)
+        config = sparsifier.config
+        if config.sparsify_text and config.text_policy == "learned":
+            set_text_threshold(model, sparsifier, unseen)
+        sparsifier.detach()  # peft takes its adapters out of the stock model
+        if self.adapted is not None and self.recipe.merge_lora:
+            self.adapted.merge_and_unload()
+        elif self.adapted is not None:
+            self.adapted.save_pretrained(folder.with_name("lora"))
+            self.adapted.unload()
+        sparsifier.attach(model)
+        super().finish(unseen, folder)
 
 
 class SparseObjective(DenseObjective):
@@ -129,3 +177,27 @@ def _divergence(logits_AV: Tensor, target_AV: Tensor, group: Group) -> Tensor:
     student, teacher = (x_AV.float().log_softmax(-1) for x_AV in (logits_AV, target_AV))
     losses_A = (teacher.exp() * (teacher - student)).sum(-1)
     return (losses_A * label_weights(group)).sum() if "weights" in group else losses_A.sum()
+
+
+def _take_over(sparsifier: Sparsifier, trained: dict[str, Tensor], recipe: Recipe) -> None:
+    """Go on from predictors that were trained before."""
+    try:
+        sparsifier.load_state_dict(trained)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{recipe.init}: init has predictors of another shape than sparsity asks for: give the d_model, "
+            "nhead, dim_feedforward and num_layers of its sparsifier_config.json"
+        ) from error
+
+
+def _adapt(model: LlavaForConditionalGeneration, recipe: Recipe) -> Any:
+    """Freeze what the recipe does not train; return peft's wrapper of ``model`` where it adds adapters."""
+    if recipe.train == "full":
+        return None
+    model.requires_grad_(False)
+    if recipe.train == "predictors":
+        return None
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=recipe.lora_rank, lora_alpha=2 * recipe.lora_rank, target_modules=LORA_TARGETS)
+    return get_peft_model(cast(Any, model), config)

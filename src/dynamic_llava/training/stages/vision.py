@@ -12,8 +12,24 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from dynamic_llava.training import nano
 from dynamic_llava.training.nano import patches
+from dynamic_llava.training.recipe import Recipe
+from dynamic_llava.training.stages.base import Stage
 from dynamic_llava.training.stages.objective import Group, Objective
+
+
+class VisionStage(Stage):
+    """Makes nano from nothing and trains its tower."""
+
+    @classmethod
+    def build(cls, recipe: Recipe) -> VisionStage:
+        """See the base class."""
+        processor = nano.build_processor()
+        model = nano.build_model(processor, recipe.seed)
+        features = model.model.multi_modal_projector.linear_1.in_features
+        heads = patches.PatchHeads(features, side=nano.IMAGE_SIDE // nano.PATCH_SIDE)
+        return cls(recipe, VisionObjective(model, heads), model, processor)
 
 
 class VisionObjective(Objective):
