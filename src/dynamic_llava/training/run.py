@@ -55,7 +55,7 @@ def train(recipe_path: Path, resume: bool = False) -> Path:
     stage = stages.build(recipe)
     data = feed(recipe, stage.processor)
     trainer = _trainer(recipe, stage, data)
-    bar = Bar(recipe.stage)
+    bar = Bar(recipe.stage.name)
     trainer.add_callback(bar)
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -63,13 +63,13 @@ def train(recipe_path: Path, resume: bool = False) -> Path:
         bar.close()
     stage = _gathered(trainer, recipe, stage)
     if trainer.is_world_process_zero():
-        stage.finish(_unseen(recipe, data, stage.model.device), recipe.output / MODEL)
+        stage.finish(_unseen(recipe, data, stage.model.device), recipe.run.output / MODEL)
         for reason in trainer.skipped.reasons:
             print(f"skipped: {reason}", file=sys.stderr)
         for name, number in trainer.skipped.numbers().items():
             print(f"{name.replace('_', ' ')}: {number}", file=sys.stderr)
     trainer.accelerator.wait_for_everyone()
-    return recipe.output / MODEL
+    return recipe.run.output / MODEL
 
 
 def dry_run(recipe_path: Path) -> Plan:
@@ -81,49 +81,50 @@ def dry_run(recipe_path: Path) -> Plan:
 
 def _start(recipe: Recipe, resume: bool) -> Path | None:
     """Return the checkpoint to resume; refuse an output folder in use, and clear away what was cut off."""
-    checkpoint = last_checkpoint(recipe.output)
+    output = recipe.run.output
+    checkpoint = last_checkpoint(output)
     if resume and checkpoint is None:
         raise FileNotFoundError(
-            f"{recipe.output}: no complete checkpoint to resume; remove the folder and run without --resume"
+            f"{output}: no complete checkpoint to resume; remove the folder and run without --resume"
         )
-    if not resume and recipe.output.exists() and any(recipe.output.iterdir()):
-        raise ValueError(f"{recipe.output}: holds an earlier run; pass --resume or remove the folder")
-    for folder in recipe.output.glob("checkpoint-*"):
+    if not resume and output.exists() and any(output.iterdir()):
+        raise ValueError(f"{output}: holds an earlier run; pass --resume or remove the folder")
+    for folder in output.glob("checkpoint-*"):
         if not (folder / COMPLETE).exists():
             shutil.rmtree(folder, ignore_errors=True)  # another process may have been faster
     return checkpoint
 
 
 def _trainer(recipe: Recipe, stage: stages.Stage, data: Feed) -> SparseTrainer:
-    evaluation = recipe.evaluation
+    run, evaluation = recipe.run, recipe.evaluation
     arguments = TrainingArguments(
-        output_dir=str(recipe.output),
-        max_steps=recipe.steps or -1,
-        num_train_epochs=recipe.epochs,
-        per_device_train_batch_size=recipe.batch_size,
-        per_device_eval_batch_size=recipe.batch_size,
-        gradient_accumulation_steps=recipe.accumulate,
-        dataloader_num_workers=recipe.workers,
+        output_dir=str(run.output),
+        max_steps=run.steps or -1,
+        num_train_epochs=run.epochs,
+        per_device_train_batch_size=recipe.data.batch_size,
+        per_device_eval_batch_size=recipe.data.batch_size,
+        gradient_accumulation_steps=recipe.data.accumulate,
+        dataloader_num_workers=recipe.data.workers,
         dataloader_pin_memory=torch.cuda.is_available(),
-        bf16=recipe.precision == "bfloat16",
+        bf16=run.precision == "bfloat16",
         use_cpu=not torch.accelerator.is_available(),
-        max_grad_norm=recipe.clip_norm,
-        seed=recipe.seed,
-        logging_steps=recipe.log_every,
+        max_grad_norm=recipe.optimizer.clip_norm,
+        seed=run.seed,
+        logging_steps=run.log_every,
         logging_nan_inf_filter=False,
-        save_steps=recipe.save_every,
-        save_total_limit=recipe.keep_checkpoints,
+        save_steps=run.save_every,
+        save_total_limit=run.keep_checkpoints,
         eval_strategy="no" if evaluation is None else "steps",
         eval_steps=None if evaluation is None else evaluation.every,
         load_best_model_at_end=evaluation is not None,
         metric_for_best_model=None if evaluation is None else "eval_loss",
         greater_is_better=False,
         prediction_loss_only=True,
-        report_to=list(recipe.report_to) or "none",
+        report_to=list(run.report_to) or "none",
         disable_tqdm=True,
         remove_unused_columns=False,
         # A batch without pictures leaves the image predictor without a gradient.
-        ddp_find_unused_parameters=recipe.stage == "dynamic",
+        ddp_find_unused_parameters=recipe.stage.name == "dynamic",
     )
     if arguments.n_gpu > 1:
         raise ValueError(
@@ -139,7 +140,7 @@ def _trainer(recipe: Recipe, stage: stages.Stage, data: Feed) -> SparseTrainer:
         train_dataset=data.train,
         eval_dataset=data.evaluation,
         data_collator=data.collate,
-        callbacks=[Schedules(stage.objective, order), Log(recipe.output / LOG)],
+        callbacks=[Schedules(stage.objective, order), Log(run.output / LOG)],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -159,7 +160,7 @@ def _gathered(trainer: SparseTrainer, recipe: Recipe, stage: stages.Stage) -> st
 
 def _unseen(recipe: Recipe, data: Feed, device: torch.device) -> Iterator[Mapping[str, Any]]:
     """Yield the groups that the output predictor's threshold is set on."""
-    loader = DataLoader(data.unseen, batch_size=recipe.batch_size, collate_fn=data.collate)
+    loader = DataLoader(data.unseen, batch_size=recipe.data.batch_size, collate_fn=data.collate)
     for batch in islice(loader, recipe.calibration_steps):
         for group in batch["groups"]:
             yield {name: value.to(device) for name, value in group.items()}

@@ -103,8 +103,8 @@ class SparseTrainer(Trainer):
         norm = super()._clip_grad_norm(model)
         if norm is not None and not torch.isfinite(torch.as_tensor(float(norm))):
             raise FloatingPointError(
-                f"{self.recipe.output}: the gradient norm is {float(norm)} at step {self.state.global_step}; "
-                "lower the learning rate and --resume from the last checkpoint"
+                f"{self.recipe.run.output}: the gradient norm is {float(norm)} at step "
+                f"{self.state.global_step}; lower the learning rate and --resume from the last checkpoint"
             )
         return norm
 
@@ -116,13 +116,13 @@ class SparseTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Return the recipe's optimizer, with rates of their own for model and predictors."""
         if self.optimizer is None:
-            self.optimizer = optimizers.optimizer(self.recipe, model or cast(nn.Module, self.model))
+            self.optimizer = optimizers.optimizer(self.recipe.optimizer, model or cast(nn.Module, self.model))
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Return warm-up and cosine on all rates."""
         if self.lr_scheduler is None:
-            factor = optimizers.schedule(num_training_steps, self.recipe.warmup)
+            factor = optimizers.schedule(num_training_steps, self.recipe.optimizer.warmup)
             self.lr_scheduler = LambdaLR(cast(Any, optimizer or self.optimizer), factor)
             self._created_lr_scheduler = True
         return self.lr_scheduler
@@ -173,7 +173,7 @@ class SparseTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write a checkpoint and mark it as complete; say what to do where it cannot be written."""
-        folder = self.recipe.output / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        folder = self.recipe.run.output / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         try:
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()

@@ -15,4 +15,4 @@ STAGES: dict[str, type[Stage]] = {"vision": VisionStage, "dense": DenseStage, "d
 
 def build(recipe: Recipe) -> Stage:
     """Load or make the model of the recipe's stage, and freeze what it does not train."""
-    return STAGES[recipe.stage].build(recipe)
+    return STAGES[recipe.stage.name].build(recipe)

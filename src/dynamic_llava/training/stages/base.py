@@ -40,7 +40,7 @@ class Stage(ABC):
         unseen
             Groups of rows that were not trained on, for what is set after training.
         """
-        self.model.to(getattr(torch, self.recipe.save_dtype))
+        self.model.to(getattr(torch, self.recipe.run.save_dtype))
         checkpoints.save(self.model, self.processor, folder)
 
 
@@ -54,15 +54,15 @@ def load_init(
     model, processor, trained
         ``trained`` are the weights of the sparsifier that the model came with, which is taken off; or None.
     """
-    dtype = getattr(torch, recipe.init_dtype)
+    dtype = getattr(torch, recipe.stage.init_dtype)
     loaded, processor = checkpoints.load_with_processor(
-        cast(str, recipe.init), dtype=dtype, vision_tower=recipe.vision_tower
+        cast(str, recipe.stage.init), dtype=dtype, vision_tower=recipe.stage.vision_tower
     )
     model = cast(LlavaForConditionalGeneration, loaded)
     trained = _detached(model)
-    model.model.vision_tower.requires_grad_(recipe.train_vision_tower)
-    model.model.multi_modal_projector.requires_grad_(recipe.train_projector)
-    if recipe.gradient_checkpointing:
+    model.model.vision_tower.requires_grad_(recipe.stage.train_vision_tower)
+    model.model.multi_modal_projector.requires_grad_(recipe.stage.train_projector)
+    if recipe.run.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model, cast(LlavaProcessor, processor), trained
 

@@ -26,7 +26,7 @@ class DenseStage(Stage):
         """See the base class."""
         model, processor, trained = load_init(recipe)
         if trained is not None:
-            raise ValueError(f"{recipe.init}: init has a sparsifier, which the dense stage would lose")
+            raise ValueError(f"{recipe.stage.init}: init has a sparsifier, which the dense stage would lose")
         return cls(recipe, DenseObjective(model), model, processor)
 
 

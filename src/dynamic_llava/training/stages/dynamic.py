@@ -22,7 +22,7 @@ from dynamic_llava.methods import TrainRates
 from dynamic_llava.sparsifier import Sparsifier
 from dynamic_llava.training.calibration import set_text_threshold
 from dynamic_llava.training.noise import SampleNoise
-from dynamic_llava.training.recipe import Recipe
+from dynamic_llava.training.recipe import MethodSettings, Recipe
 from dynamic_llava.training.stages.base import Stage, load_init
 from dynamic_llava.training.stages.dense import DenseObjective, cross_entropy
 from dynamic_llava.training.stages.objective import Group, label_weights
@@ -39,17 +39,20 @@ class DynamicStage(Stage):
     @classmethod
     def build(cls, recipe: Recipe) -> DynamicStage:
         """See the base class; goes on from the predictors that the model may have."""
+        method = _method(recipe)
         model, processor, trained = load_init(recipe)
-        teacher = copy.deepcopy(model) if recipe.distill_weight else None
-        torch.manual_seed(recipe.seed)
+        teacher = copy.deepcopy(model) if method.distill_weight else None
+        torch.manual_seed(recipe.run.seed)
         hidden_size = cast(nn.Embedding, model.get_input_embeddings()).embedding_dim
-        sparsifier = Sparsifier(SparsityConfig.from_dict(recipe.sparsity or {}), hidden_size)
+        sparsifier = Sparsifier(SparsityConfig.from_dict(method.sparsity), hidden_size)
         if trained is not None:
             _take_over(sparsifier, trained, recipe)
-        adapted = _adapt(model, recipe)
+        adapted = _adapt(model, method)
         sparsifier.attach(model)
         sparsifier.float()  # beside 16-bit weights too, for their updates are small
-        return cls(recipe, SparseObjective(model, recipe, teacher), model, processor, adapted)
+        return cls(
+            recipe, SparseObjective(model, method, recipe.run.seed, teacher), model, processor, adapted
+        )
 
     def finish(self, unseen: Iterable[Mapping[str, Any]], folder: Path) -> None:
         """Set the output predictor's threshold on ``unseen`` and write the finished model."""
@@ -61,7 +64,7 @@ class DynamicStage(Stage):
         if config.sparsify_text and config.text_policy == "learned":
             set_text_threshold(model, sparsifier, unseen)
         sparsifier.detach()  # peft takes its adapters out of the stock model
-        if self.adapted is not None and self.recipe.merge_lora:
+        if self.adapted is not None and _method(self.recipe).merge_lora:
             self.adapted.merge_and_unload()
         elif self.adapted is not None:
             self.adapted.save_pretrained(folder.with_name("lora"))
@@ -77,16 +80,21 @@ class SparseObjective(DenseObjective):
     ----------
     model
         With its sparsifier attached.
-    recipe
+    method
         Schedules and weights.
+    seed
+        Of the noise, and of the rates where they are drawn.
     teacher
-        Dense model whose distribution is learnt from, where ``recipe.distill_weight`` is above 0.
+        Dense model whose distribution is learnt from, where ``method.distill_weight`` is above 0.
     """
 
-    def __init__(self, model: PreTrainedModel, recipe: Recipe, teacher: PreTrainedModel | None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, method: MethodSettings, seed: int, teacher: PreTrainedModel | None
+    ) -> None:
         super().__init__(model)
-        self.recipe = recipe
-        self.noise = self.sparsifier.noise = SampleNoise(recipe.seed)
+        self.method = method
+        self.seed = seed
+        self.noise = self.sparsifier.noise = SampleNoise(seed)
         # In a list, it is no submodule: neither saved nor sharded nor put into training mode.
         self._teachers = [] if teacher is None else [DenseObjective(teacher.eval().requires_grad_(False))]
 
@@ -97,13 +105,13 @@ class SparseObjective(DenseObjective):
 
     def begin_step(self, step: int, steps: int) -> None:
         """Set the temperature, the rates where they are drawn, and the noise."""
-        recipe = self.recipe
+        method = self.method
         self.noise.step = step
-        self.sparsifier.tau = recipe.tau_start * (recipe.tau_end / recipe.tau_start) ** (step / steps)
-        if recipe.image_rates and recipe.text_rates:
-            draw = random.Random(f"rates-{recipe.seed}-{step}")
-            rates = TrainRates(draw.uniform(*recipe.image_rates), draw.uniform(*recipe.text_rates))
-            self.sparsifier.train_rates = rates if draw.random() < recipe.drawn_share else None
+        self.sparsifier.tau = method.tau_start * (method.tau_end / method.tau_start) ** (step / steps)
+        if method.image_rates and method.text_rates:
+            draw = random.Random(f"rates-{self.seed}-{step}")
+            rates = TrainRates(draw.uniform(*method.image_rates), draw.uniform(*method.text_rates))
+            self.sparsifier.train_rates = rates if draw.random() < method.drawn_share else None
 
     def forward(self, groups: Sequence[Group], totals: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """See the base class; in evaluation mode decisions are hard, and there is no penalty."""
@@ -147,7 +155,7 @@ class SparseObjective(DenseObjective):
 
     def _answer_loss(self, logits_AV: Tensor, group: Group) -> Tensor:
         """Cross-entropy, mixed with the divergence from the teacher's distribution."""
-        loss, share = cross_entropy(logits_AV, group), self.recipe.distill_weight
+        loss, share = cross_entropy(logits_AV, group), self.method.distill_weight
         for teacher in self._teachers:
             with torch.no_grad():
                 target_AV = teacher.logits(group)
@@ -179,25 +187,30 @@ def _divergence(logits_AV: Tensor, target_AV: Tensor, group: Group) -> Tensor:
     return (losses_A * label_weights(group)).sum() if "weights" in group else losses_A.sum()
 
 
+def _method(recipe: Recipe) -> MethodSettings:
+    """Return the section that the recipe has made sure to have."""
+    return cast(MethodSettings, recipe.method)
+
+
 def _take_over(sparsifier: Sparsifier, trained: dict[str, Tensor], recipe: Recipe) -> None:
     """Go on from predictors that were trained before."""
     try:
         sparsifier.load_state_dict(trained)
     except RuntimeError as error:
         raise ValueError(
-            f"{recipe.init}: init has predictors of another shape than sparsity asks for: give the d_model, "
-            "nhead, dim_feedforward and num_layers of its sparsifier_config.json"
+            f"{recipe.stage.init}: init has predictors of another shape than sparsity asks for: give the "
+            "d_model, nhead, dim_feedforward and num_layers of its sparsifier_config.json"
         ) from error
 
 
-def _adapt(model: LlavaForConditionalGeneration, recipe: Recipe) -> Any:
+def _adapt(model: LlavaForConditionalGeneration, method: MethodSettings) -> Any:
     """Freeze what the recipe does not train; return peft's wrapper of ``model`` where it adds adapters."""
-    if recipe.train == "full":
+    if method.train == "full":
         return None
     model.requires_grad_(False)
-    if recipe.train == "predictors":
+    if method.train == "predictors":
         return None
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(r=recipe.lora_rank, lora_alpha=2 * recipe.lora_rank, target_modules=LORA_TARGETS)
+    config = LoraConfig(r=method.lora_rank, lora_alpha=2 * method.lora_rank, target_modules=LORA_TARGETS)
     return get_peft_model(cast(Any, model), config)

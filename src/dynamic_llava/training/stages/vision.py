@@ -26,7 +26,7 @@ class VisionStage(Stage):
     def build(cls, recipe: Recipe) -> VisionStage:
         """See the base class."""
         processor = nano.build_processor()
-        model = nano.build_model(processor, recipe.seed)
+        model = nano.build_model(processor, recipe.run.seed)
         features = model.model.multi_modal_projector.linear_1.in_features
         heads = patches.PatchHeads(features, side=nano.IMAGE_SIDE // nano.PATCH_SIDE)
         return cls(recipe, VisionObjective(model, heads), model, processor)
