@@ -17,14 +17,15 @@ from dynamic_llava.training import stages
 from dynamic_llava.training.feeding import Feed, feed
 from dynamic_llava.training.plan import Plan
 from dynamic_llava.training.recipe import Recipe
-from dynamic_llava.training.trainer import COMPLETE, Schedules, SparseTrainer, last_checkpoint
+from dynamic_llava.training.record import Record
+from dynamic_llava.training.trainer import COMPLETE, Schedules, SparseTrainer, last_checkpoint, step_of
 from dynamic_llava.training.watching import Bar, Log
 
 LOG = "log.jsonl"
 MODEL = "model"
 
 
-def train(recipe_path: Path, resume: bool = False) -> Path:
+def train(recipe_path: Path, resume: bool = False, allow_changes: bool = False) -> Path:
     """Run one stage and write the finished model.
 
     Parameters
@@ -33,6 +34,8 @@ def train(recipe_path: Path, resume: bool = False) -> Path:
         A YAML recipe; see :class:`Recipe`.
     resume
         Continue from the last complete checkpoint in the output folder, as if the run had never stopped.
+    allow_changes
+        Resume although the recipe or the data have changed since the run was begun.
 
     Returns
     -------
@@ -44,17 +47,24 @@ def train(recipe_path: Path, resume: bool = False) -> Path:
     FileNotFoundError
         If the recipe, the data, the model it starts from, or the checkpoint to resume is missing.
     ValueError
-        If the recipe or the data is wrong, or the output folder already holds a run and ``resume`` is off.
+        If the recipe or the data is wrong, the output folder already holds a run and ``resume`` is off, or
+        either has changed since the run was begun.
     FloatingPointError
         If a gradient stops being finite; the last checkpoint stays good.
     OSError
         If a checkpoint cannot be written; the one before stays good.
     """
     recipe = Recipe.read(recipe_path)
-    checkpoint = _start(recipe, resume)
+    if allow_changes and not resume:
+        raise ValueError("allow_changes is for resume: a run that begins has nothing to change")
+    checkpoint = _checkpoint(recipe.run.output, resume)
+    record = Record(recipe_path, recipe)
+    changes = _changes(record, allow_changes) if resume else []
+    _clear_what_was_cut_off(recipe.run.output)
     stage = stages.build(recipe)
     data = feed(recipe, stage.processor)
     trainer = _trainer(recipe, stage, data)
+    _keep(record, trainer, checkpoint, changes)
     bar = Bar(recipe.stage.name)
     trainer.add_callback(bar)
     try:
@@ -79,9 +89,8 @@ def dry_run(recipe_path: Path) -> Plan:
     return Plan.of(recipe, stage.objective, feed(recipe, stage.processor))
 
 
-def _start(recipe: Recipe, resume: bool) -> Path | None:
-    """Return the checkpoint to resume; refuse an output folder in use, and clear away what was cut off."""
-    output = recipe.run.output
+def _checkpoint(output: Path, resume: bool) -> Path | None:
+    """Return the checkpoint to resume; refuse an output folder in use."""
     checkpoint = last_checkpoint(output)
     if resume and checkpoint is None:
         raise FileNotFoundError(
@@ -89,10 +98,34 @@ def _start(recipe: Recipe, resume: bool) -> Path | None:
         )
     if not resume and output.exists() and any(output.iterdir()):
         raise ValueError(f"{output}: holds an earlier run; pass --resume or remove the folder")
+    return checkpoint
+
+
+def _changes(record: Record, allowed: bool) -> list[str]:
+    """Return what has changed since the run was begun; refuse that unless it is allowed."""
+    changes = record.differences()
+    if changes and not allowed:
+        raise ValueError(
+            f"{record.folder}: begun with another recipe or other data: {'; '.join(changes)}; put back what "
+            "it was, or pass --allow-changes"
+        )
+    return changes
+
+
+def _clear_what_was_cut_off(output: Path) -> None:
     for folder in output.glob("checkpoint-*"):
         if not (folder / COMPLETE).exists():
             shutil.rmtree(folder, ignore_errors=True)  # another process may have been faster
-    return checkpoint
+
+
+def _keep(record: Record, trainer: SparseTrainer, checkpoint: Path | None, changes: list[str]) -> None:
+    """Let the first process write what the run is begun, or goes on, with."""
+    trainer.accelerator.wait_for_everyone()  # each has looked into the folder before
+    if not trainer.is_world_process_zero() or (checkpoint is not None and not changes):
+        return
+    for change in changes:
+        print(f"changed: {change}", file=sys.stderr)
+    record.keep(None if checkpoint is None else step_of(checkpoint))
 
 
 def _trainer(recipe: Recipe, stage: stages.Stage, data: Feed) -> SparseTrainer:

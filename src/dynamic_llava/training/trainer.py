@@ -102,9 +102,13 @@ class SparseTrainer(Trainer):
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         norm = super()._clip_grad_norm(model)
         if norm is not None and not torch.isfinite(torch.as_tensor(float(norm))):
+            output = self.recipe.run.output
+            go_on = (
+                "--resume --allow-changes" if last_checkpoint(output) else "remove the folder and start again"
+            )
             raise FloatingPointError(
-                f"{self.recipe.run.output}: the gradient norm is {float(norm)} at step "
-                f"{self.state.global_step}; lower the learning rate and --resume from the last checkpoint"
+                f"{output}: the gradient norm is {float(norm)} at step {self.state.global_step}; lower the "
+                f"learning rate and {go_on}"
             )
         return norm
 
@@ -190,8 +194,12 @@ class SparseTrainer(Trainer):
 def last_checkpoint(folder: Path) -> Path | None:
     """Return the last checkpoint in ``folder`` that was written to its end."""
     marks = folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{COMPLETE}")
-    found = {int(mark.parent.name.rpartition("-")[2]): mark.parent for mark in marks}
-    return found[max(found)] if found else None
+    return max((mark.parent for mark in marks), key=step_of, default=None)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the step that a checkpoint was written after."""
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 class Schedules(TrainerCallback):
