@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo test lint format type wheel wheel-check lmms-check train-nano bench results clean
+.PHONY: help install dev demo test test-versions lint format type wheel wheel-check lmms-check train-nano bench results clean
 
 help: ## Show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' Makefile | awk -F '\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -28,6 +28,11 @@ demo: install ## Ask the bundled pictures, dense and sparse, and show what was k
 
 test: dev ## Run all tests (ARGS="-k cache" passes options to pytest)
 	$(BIN)/python -m pytest $(ARGS)
+
+# Which versions, and what pytest gets: see .ci/test_versions.py.
+VERSIONS ?= floor 5.19.0 pin newest newest-torch
+test-versions: dev ## Run the tests of the core with other versions of transformers and torch (VERSIONS="5.19.0", ARGS="-k golden")
+	$(BIN)/python .ci/test_versions.py --versions "$(VERSIONS)" -- $(ARGS)
 
 lint: dev ## Check style
 	$(BIN)/ruff check .
@@ -82,4 +87,4 @@ results: dev ## Train and measure again what docs/results.md shows (seven hours 
 	$(BIN)/python -m evidence.trainings.run
 
 clean: ## Remove everything these targets made, .venv included
-	rm -rf .venv dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-versions dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

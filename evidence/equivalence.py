@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import track
-from tests import tiny
 from torch import Tensor
 
 from dynamic_llava.evaluation.results import environment
 from dynamic_llava.files import write_json
+from evidence import tiny
 
 
 def attached(seed: int) -> Any:

@@ -49,6 +49,17 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     return run
 
 
+def refused(command: Command, *arguments: object) -> str:
+    """Run a command that must be refused; return its one line."""
+    outcome = command(*arguments)
+    assert outcome.code == 2
+    assert outcome.stdout == ""
+    assert outcome.stderr.startswith("error: ")
+    assert outcome.stderr.count("\n") == 1
+    assert "Traceback" not in outcome.stderr
+    return outcome.stderr
+
+
 @pytest.fixture(scope="session")
 def processor() -> LlavaProcessor:
     return build_processor(scene_count=50)

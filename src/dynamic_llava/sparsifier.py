@@ -3,43 +3,20 @@
 from __future__ import annotations
 
 import copy
-import functools
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from dynamic_llava.adapter import Adapter
 from dynamic_llava.config import SparsityConfig
-from dynamic_llava.core.attention import interface
-from dynamic_llava.core.cache import SparseCache
 from dynamic_llava.core.decisions import Decisions
-from dynamic_llava.core.decoder import sparse_forward
 from dynamic_llava.core.fit import check_fit, computes_on
-from dynamic_llava.core.placeholders import image_positions
-from dynamic_llava.core.report import Report
-from dynamic_llava.costs.flops import DecoderShape
-
-
-@dataclass
-class _Attachment:
-    """What must be undone to give the stock model back."""
-
-    model: PreTrainedModel
-    language_model: Any
-    shape: DecoderShape
-    implementation: str
-    entry: str
-    own_forward: Any
-    layer_configs: list[Any]
-    keys_to_ignore_on_save: Any
-    handles: list[Any]
+from dynamic_llava.core.hooks import Attachment
+from dynamic_llava.core.passes.base import PromptState
+from dynamic_llava.families import family_of
 
 
 class Sparsifier(Decisions):
@@ -61,7 +38,7 @@ class Sparsifier(Decisions):
     base_model : str
         Name of the model that the predictors were trained for, kept in their files; empty if unknown.
     report : Report or None
-        What the last call kept. Each call, or all calls with one cache, own their report.
+        What this thread's last call kept. Each call, or all calls with one cache, own their report.
 
     Examples
     --------
@@ -73,17 +50,19 @@ class Sparsifier(Decisions):
     def __init__(self, config: SparsityConfig, hidden_size: int) -> None:
         super().__init__(config, hidden_size)
         self.base_model = ""
-        self._attachment: _Attachment | None = None
+        self._attachment: Attachment | None = None
+        self._keys_to_ignore_on_save: Any = None
 
     # Attaching
 
     def attach(self, model: PreTrainedModel) -> Sparsifier:
-        """Take over the pass of ``model``'s decoder; the model becomes the owner, as ``model.sparsifier``.
+        """Attach to ``model``'s decoder by hooks; the model becomes the owner, as ``model.sparsifier``.
 
         Parameters
         ----------
         model
-            A stock model such as ``LlavaForConditionalGeneration``, with sdpa, eager or flex attention.
+            A stock model such as ``LlavaForConditionalGeneration``, with sdpa, eager, flex or flash
+            attention.
 
         Returns
         -------
@@ -97,36 +76,18 @@ class Sparsifier(Decisions):
         """
         if self._attachment is not None or hasattr(model, "sparsifier"):
             raise ValueError("model or sparsifier is attached already: call sparsifier.detach() first")
-        check_fit(model, self.config.layer, self.hidden_size, self.base_model)
-        language_model: Any = model.model.language_model
+        family = family_of(model)
+        decoder: Any = model.base_model.get_submodule(family.decoder)
+        check_fit(model, decoder, self.config.layer, self.hidden_size, self.base_model)
         # It decides on what the last dense layer returns, so it lives where that layer computes.
-        device = computes_on(language_model.layers[self.config.layer - 1])
-        self.to(device=device, dtype=language_model.norm.weight.dtype).train(model.training)
-        # accelerate wraps forward where a device_map moves inputs or weights; then take what it wraps.
-        entry = "_old_forward" if hasattr(language_model, "_hf_hook") else "forward"
-        self._attachment = _Attachment(
-            model,
-            language_model,
-            shape=DecoderShape.from_config(language_model.config),
-            implementation=language_model.config._attn_implementation,
-            entry=entry,
-            own_forward=language_model.__dict__.get(entry),
-            layer_configs=[layer.self_attn.config for layer in language_model.layers],
-            keys_to_ignore_on_save=model._keys_to_ignore_on_save,
-            handles=[
-                model.register_forward_pre_hook(self._label_check(model), with_kwargs=True),
-                model.model.register_forward_pre_hook(self._image_finder(model.model), with_kwargs=True),
-            ],
-        )
+        last = decoder.layers[self.config.layer - 1]
+        dtype = next(weight for weight in last.parameters() if weight.is_floating_point()).dtype
+        self.to(device=computes_on(last), dtype=dtype).train(model.training)
+        self._keys_to_ignore_on_save = model._keys_to_ignore_on_save
+        self._attachment = Attachment(self, model, family)
         model.sparsifier = self
         own_keys = {f"sparsifier.{name}" for name in self.state_dict()}
         model._keys_to_ignore_on_save = {*(model._keys_to_ignore_on_save or ()), *own_keys}
-        # The layers get a config of their own: the shared one, which users read and set, stays as it is.
-        policy_config = copy.copy(language_model.config)
-        policy_config._attn_implementation = interface.register(policy_config._attn_implementation)
-        for layer in language_model.layers:
-            layer.self_attn.config = policy_config
-        setattr(language_model, entry, functools.partial(sparse_forward, language_model, sparsifier=self))
         return self
 
     def detach(self) -> None:
@@ -134,16 +95,9 @@ class Sparsifier(Decisions):
         if self._attachment is None:
             return
         attachment, self._attachment = self._attachment, None
-        model, language_model = attachment.model, attachment.language_model
-        delattr(language_model, attachment.entry)
-        if attachment.own_forward is not None:
-            setattr(language_model, attachment.entry, attachment.own_forward)
-        for layer, config in zip(language_model.layers, attachment.layer_configs, strict=True):
-            layer.self_attn.config = config
-        for handle in attachment.handles:
-            handle.remove()
-        model._keys_to_ignore_on_save = attachment.keys_to_ignore_on_save
-        del model.sparsifier
+        attachment.detach()
+        attachment.model._keys_to_ignore_on_save = self._keys_to_ignore_on_save
+        del attachment.model.sparsifier
 
     @contextmanager
     def forward(self, model: PreTrainedModel) -> Iterator[PreTrainedModel]:
@@ -154,27 +108,7 @@ class Sparsifier(Decisions):
         finally:
             self.detach()
 
-    # What a pass asks for
-
-    def check(self) -> None:
-        """Raise ``ValueError`` if the config, which may have been edited, does not fit the attached model."""
-        self.config.validate()
-        layers = self._attached.shape.layers
-        if self.config.layer >= layers:
-            raise ValueError(
-                f"layer is {self.config.layer}: the decoder has {layers} layers, choose 1 to {layers - 1}"
-            )
-        implementation = self._attached.language_model.config._attn_implementation
-        if implementation != self._attached.implementation:
-            raise ValueError(
-                f"the attention implementation became {implementation!r}: detach, set it, attach again"
-            )
-
-    def new_report(self) -> Report:
-        """Return an empty report of a call without a cache."""
-        return Report(copy.copy(self.config), self._attached.shape, self._attached.model.dtype.itemsize)
-
-    def new_cache(self, capacity: int | None = None, static: bool = False) -> SparseCache:
+    def new_cache(self, capacity: int | None = None, static: bool = False) -> Cache:
         """Return an empty cache for ``past_key_values``; calls without one make it themselves.
 
         Parameters
@@ -194,45 +128,18 @@ class Sparsifier(Decisions):
             )
         if static and capacity is None:
             raise ValueError("static is True: a static cache also needs its capacity, in tokens a row")
-        layers = self._attached.shape.layers
-        return SparseCache(layers, self.config.layer, self.new_report(), capacity, static)
+        return self._attached.new_cache(capacity, static)
 
-    def check_cache(self, cache: SparseCache) -> None:
-        """Raise ``ValueError`` if ``cache`` was filled with another layer l or by another decoder."""
-        if (len(cache), cache.split) != (self._attached.shape.layers, self.config.layer):
-            raise ValueError(
-                f"past_key_values was filled with {len(cache)} layers, sparse from {cache.split}; the model "
-                f"has {self._attached.shape.layers}, sparse from {self.config.layer}"
-            )
+    def check(self) -> None:
+        """Raise ``ValueError`` if the config, which may have been edited, does not fit the attached model."""
+        self._attached.check()
 
-    # Hooks on the stock model
+    def new_prompt(self, tokens: int) -> PromptState:
+        """Return what a run without a cache knows of its prompt of ``tokens``, for ``past_key_values``.
 
-    def _label_check(self, model: nn.Module) -> Callable[..., None]:
-        place = _names(model).index("labels")
-
-        def check(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            has_labels = (args[place] if len(args) > place else kwargs.get("labels")) is not None
-            if not has_labels and not (self.training and torch.is_grad_enabled()):
-                return  # first, for every decoded token comes by
-            config = self.config
-            drops = config.sparsify_image or config.sparsify_text or config.sparsify_prompt
-            if drops and kwargs.get("answer_mask") is None:
-                raise ValueError(
-                    "labels and training need a full-length pass: also pass answer_mask, bool [batch, "
-                    "tokens], True at the output tokens that may be dropped (all False where none may)"
-                )
-
-        return check
-
-    def _image_finder(self, model: nn.Module) -> Callable[..., Any]:
-        names = _names(model)
-
-        def add_positions(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            given = {**dict(zip(names, args, strict=False)), **kwargs} if args else kwargs
-            found = image_positions(module, given)
-            return args, {**kwargs, "image_positions_KI": found, "token_ids_BN": given.get("input_ids")}
-
-        return add_positions
+        ``generate(use_cache=False)`` hands it from step to step by itself.
+        """
+        return PromptState(tokens, self._attached.new_report())
 
     # Files
 
@@ -279,12 +186,7 @@ class Sparsifier(Decisions):
         return Adapter(copy.copy(self.config), self.hidden_size, name or "", self.state_dict())
 
     @property
-    def _attached(self) -> _Attachment:
+    def _attached(self) -> Attachment:
         if self._attachment is None:
             raise ValueError("the sparsifier is not attached: call sparsifier.attach(model) first")
         return self._attachment
-
-
-def _names(module: nn.Module) -> tuple[str, ...]:
-    """Return what the arguments of a module's forward are called, in their order."""
-    return tuple(inspect.signature(module.forward).parameters)

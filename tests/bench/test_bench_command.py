@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
+import errno
+import io
 import json
 import math
 import sys
@@ -13,11 +14,12 @@ from typing import Any
 import pytest
 import typer
 from tests.bench.conftest import settings
+from tests.test_files import BAD_FILES
 from tests.tiny import model as tiny_model
 from tests.tiny import sparsifier as tiny_sparsifier
 
 from dynamic_llava.bench import PHASES, machine, run
-from dynamic_llava.cli.bench import bench
+from dynamic_llava.cli import bench
 from dynamic_llava.cli.usage import Commands
 
 SMALL = ("--model", "tiny", "--output-tokens", 8, "--text-tokens", 6, "--repeats", 2, "--device", "cpu")
@@ -32,7 +34,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     @app.callback()
     def common(traceback: bool = False) -> None: ...
 
-    app.command()(bench)
+    app.command("bench")(bench.command)
 
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["dynamic-llava", "bench", *map(str, arguments)])
@@ -101,6 +103,20 @@ def test_sweep_with_files_and_plots(command: Command, tmp_path: Path) -> None:
     assert stderr.count("written: ") == 4
 
 
+def test_the_result_is_kept_where_it_cannot_be_shown(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    out = tmp_path / "result.json"
+    code, _, stderr = command(*SMALL, "--phase", "prefill", "--policies", "dense", "--output", out)
+    assert (code, "No space left on device" in stderr) == (2, True)
+    assert json.loads(out.read_text())["phases"].keys() == {"prefill"}
+
+
 @pytest.mark.parametrize("sparse", [True, False])
 def test_checkpoint(command: Command, tmp_path: Path, sparse: bool) -> None:
     model = tiny_model()
@@ -164,8 +180,17 @@ def test_bad_options_end_with_one_line(command: Command, options: tuple[object, 
     assert named in stderr
 
 
+@pytest.mark.parametrize(("make", "message"), BAD_FILES)
+def test_bad_output_is_refused_before_a_model_is_loaded(
+    make: Callable[[Path], Path], message: str, command: Command, tmp_path: Path
+) -> None:
+    code, stdout, stderr = command("--model", "no-such-model", "--output", make(tmp_path))
+    assert (code, stdout, stderr.count("\n")) == (2, "", 1)
+    assert message in stderr
+
+
 def test_plots_need_matplotlib(command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(importlib.import_module("dynamic_llava.cli.bench"), "find_spec", lambda name: None)
+    monkeypatch.setattr(bench, "find_spec", lambda name: None)
     code, _, stderr = command(*SMALL, "--plot", tmp_path)
     assert (code, stderr.count("\n")) == (2, 1)
     assert "pip install 'dynamic-llava[bench]'" in stderr

@@ -10,7 +10,7 @@ from tests import tiny
 from torch import Tensor
 from transformers import CompileConfig, StaticCache
 
-from dynamic_llava.core import masks
+from dynamic_llava.core.cache import context_of
 
 STEPS = 40
 
@@ -42,7 +42,7 @@ def test_known_size_equals_a_growing_cache(rows: list[dict[str, Tensor]], static
     kept = model.sparsifier.report.text_kept
     cache = model.sparsifier.new_cache(capacity=needed(inputs), static=static)
     assert torch.equal(generate(model, inputs, past_key_values=cache), expected)
-    assert all(torch.equal(a, b) for a, b in zip(cache.report.text_kept, kept, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(context_of(cache).report.text_kept, kept, strict=True))
     with pytest.raises((ValueError, RuntimeError, IndexError), match=r"cache is full|out of bounds"):
         generate(model, inputs, past_key_values=model.sparsifier.new_cache(needed(inputs) - 1, static))
 
@@ -65,7 +65,7 @@ def test_a_plan_that_falls_short_grows_in_small_steps(rows: list[dict[str, Tenso
     model, inputs = attached(text_keep_rate=0.05), tiny.batch(rows)
     cache = model.sparsifier.new_cache(needed(inputs))
     generate(model, inputs, past_key_values=cache)
-    longest = int(cache.sparse.length_B.max())
+    longest = int(context_of(cache).slots.length_B.max())
     planned = inputs["input_ids"].shape[1] - 12 + 3
     assert longest > planned + 1, "the test must need more than was planned"
     assert planned < cache.layers[-1].keys.shape[2] <= longest + 17
@@ -143,18 +143,6 @@ def test_generate_compiles_the_steps_of_a_static_cache(rows: list[dict[str, Tens
     found = generate(model, inputs, cache_implementation="static", compile_config=compiling)
     assert torch.equal(found, expected)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
-
-
-def test_only_masks_that_generate_makes_become_two_dimensional() -> None:
-    padded = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
-    made = masks.visibility(padded, 4, torch.device("cpu"))
-    wide = torch.nn.functional.pad(made, (0, 3))
-    assert torch.equal(masks.two_dimensional(wide, 0, 4), padded)
-    additive = torch.zeros(wide.shape).masked_fill(~wide, torch.finfo(torch.float32).min)
-    assert torch.equal(masks.two_dimensional(additive, 0, 4), padded)
-    assert torch.equal(masks.two_dimensional(wide[:, :, 2:], 2, 2), padded)
-    wide[1, 0, 3, 0] = wide[1, 0, 2, 1] = False  # a window, say
-    assert masks.two_dimensional(wide, 0, 4) is wide
 
 
 def test_a_static_cache_that_is_filled_is_refused(rows: list[dict[str, Tensor]]) -> None:

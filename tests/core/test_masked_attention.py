@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from dynamic_llava.core import view
 from dynamic_llava.core.attention import blocked as module
 from dynamic_llava.core.attention.blocked import BlockSize, masked_attention
 from dynamic_llava.core.attention.definition import masked_softmax
-from dynamic_llava.core.masks import causal, visibility, with_diagonal
+from dynamic_llava.core.view import causal
 
 VISIBILITIES = ["none", "causal", "left padding", "right padding", "any"]
 
@@ -57,13 +58,14 @@ def draw_visible(kind: str, batch: int, length: int, seed: int = 0) -> Tensor | 
         return None
     generator = torch.Generator().manual_seed(seed)
     if kind == "any":
-        return with_diagonal(torch.rand(batch, 1, length, length, generator=generator) < 0.5)
+        seen = torch.rand(batch, 1, length, length, generator=generator) < 0.5
+        return view.visible(seen, batch, length, seen.device)
     mask = None
     if kind != "causal":
         padding = torch.randint(length + 1, (batch, 1), generator=generator)
         column = torch.arange(length)
         mask = column >= padding if kind == "left padding" else column < length - padding
-    return with_diagonal(visibility(mask, length, torch.device("cpu")))
+    return view.visible(mask, batch, length, torch.device("cpu"))
 
 
 def results(

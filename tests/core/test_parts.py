@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tests import tiny
+from torch.nn.attention.flex_attention import create_block_mask
 
 from dynamic_llava import SparsityConfig
-from dynamic_llava.core import masks
-from dynamic_llava.core.slots import BLOCK, Stage
+from dynamic_llava.core import view
+from dynamic_llava.core.slots import BLOCK, Slots
 from dynamic_llava.core.view import ordinals, right_align
 from dynamic_llava.costs import flops
 from dynamic_llava.methods import LearnedPolicy, RandomPolicy, UniformPolicy
@@ -90,37 +92,93 @@ def test_ordinals_restart_at_each_answer() -> None:
 
 
 def test_visibility_of_padding_and_of_given_masks() -> None:
+    cpu = torch.device("cpu")
     mask = torch.tensor([[0, 1, 1]])
-    assert masks.visibility(mask, 3, mask.device)[0, 0].int().tolist() == [[0, 0, 0], [0, 1, 0], [0, 1, 1]]
-    given_mask = torch.ones(1, 1, 3, 3, dtype=torch.bool)
-    assert masks.visibility(given_mask, 3, mask.device) is given_mask
-    with pytest.raises(ValueError, match="must be bool"):
-        masks.visibility(given_mask.float(), 3, mask.device)
-    with pytest.raises(ValueError, match="2-D"):
-        masks.token_mask(given_mask, 3)
+    assert view.visible(mask, 1, 3, cpu)[0, 0].int().tolist() == [[1, 0, 0], [0, 1, 0], [0, 1, 1]]
+    assert view.visible(None, 1, 3, cpu)[0, 0].int().tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
+    packed = torch.ones(1, 1, 3, 3, dtype=torch.bool)
+    assert view.visible(packed, 1, 3, cpu).equal(packed)
+    additive = torch.zeros(1, 1, 3, 3).masked_fill(~view.visible(mask, 1, 3, cpu), -1e9)
+    assert view.visible(additive, 1, 3, cpu).equal(view.visible(mask, 1, 3, cpu))
+
+
+@pytest.mark.parametrize("form", ["bool", "additive", "two-dimensional", "block"])
+def test_padding_is_read_from_any_stock_mask(form: str) -> None:
+    valid = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1], [0, 0, 0, 1]]).bool()
+    sees = view.causal(4, valid.device) & valid[:, None, None]
+    mask: Any = sees
+    if form == "additive":
+        mask = torch.zeros(sees.shape).masked_fill(~sees, torch.finfo(torch.float32).min)
+    elif form == "two-dimensional":
+        mask = valid.long()
+    elif form == "block":
+        mask = create_block_mask(
+            lambda b, h, q, k: (q >= k) & valid[b, k.clamp(max=3)], 3, None, 4, 4, device="cpu"
+        )
+    assert view.is_token(mask, 3, 4, 0, valid.device).equal(valid)
+    assert view.is_token(None, 3, 4, 0, valid.device) is None
+
+
+def test_only_arguments_with_a_token_axis_are_gathered() -> None:
+    index = torch.tensor([[0, 2], [1, 2]])
+    positions, rotary = torch.arange(3)[None], torch.randn(1, 3, 4)
+    assert view.gather_argument(positions, index, 3).tolist() == [[0, 2], [1, 2]]
+    mrope = torch.arange(9).view(3, 1, 3)
+    assert view.gather_argument(mrope, index, 3)[1].tolist() == [[3, 5], [4, 5]]
+    cos, sin = view.gather_argument((rotary, -rotary), index, 3)
+    assert cos.equal(rotary[0, index])
+    assert sin.equal(-rotary[0, index])
+    other = torch.randn(2, 5, 4)
+    assert view.gather_argument(other, index, 3) is other
+    assert view.gather_argument("text", index, 3) == "text"
+
+
+def opened(slots: Slots, columns: list[list[int]]) -> None:
+    slots.open(torch.tensor(columns))
 
 
 def test_dropped_token_is_overwritten_and_storage_grows_only_for_kept_ones() -> None:
-    stage = Stage()
-    stage.open(2, 3, torch.tensor([[False, True, True], [True, True, True]]), torch.device("cpu"))
-    stage.extend(torch.tensor([[False, True, True], [True, True, True]]), torch.arange(3).expand(2, 3))
+    slots = Slots()
+    opened(slots, [[0, 1, 2]] * 2)
+    slots.extend(torch.tensor([[False, True, True], [True, True, True]]))
     for step in range(3 * BLOCK):
-        stage.open(2, 1, None, torch.device("cpu"))
-        stage.keep(torch.tensor([step % 4 == 0, False]), torch.full((2, 1), 3 + step))
-    assert stage.length_B.tolist() == [3 + 3 * BLOCK // 4, 3]
-    assert stage.tokens_B().tolist() == [2 + 3 * BLOCK // 4, 3]
-    assert stage.capacity == BLOCK
+        opened(slots, [[3 + step]] * 2)
+        slots.keep(torch.tensor([step % 4 == 0, False]))
+    assert slots.length_B.tolist() == [3 + 3 * BLOCK // 4, 3]
+    assert slots.tokens_B().tolist() == [2 + 3 * BLOCK // 4, 3]
+    assert slots.capacity == BLOCK
 
 
 def test_decoded_token_sees_kept_tokens_and_itself() -> None:
-    stage = Stage()
-    stage.open(1, 2, None, torch.device("cpu"))
-    stage.extend(None, torch.tensor([[0, 1]]))
-    assert stage.open(1, 1, None, torch.device("cpu")) is None
-    stage.keep(torch.tensor([False]), torch.tensor([[2]]))
-    assert stage.open(1, 1, None, torch.device("cpu"))[0, 0, 0].int().tolist() == [1, 1, 1, 0]
-    stage.keep(torch.tensor([True]), torch.tensor([[3]]))
-    assert stage.open(1, 1, None, torch.device("cpu"))[0, 0, 0].int().tolist() == [1, 1, 1, 1, 0]
+    slots = Slots()
+    opened(slots, [[0, 1]])
+    slots.extend(None)
+    opened(slots, [[2]])
+    assert slots.sees_all
+    slots.keep(torch.tensor([False]))
+    opened(slots, [[3]])
+    columns, valid = slots.seen(None)
+    assert columns[valid].tolist() == [0, 1, 3]
+    slots.keep(torch.tensor([True]))
+    opened(slots, [[4]])
+    columns, valid = slots.seen(None)
+    assert columns[valid].tolist() == [0, 1, 3, 4]
+
+
+def test_packing_makes_rows_even_and_loses_nothing() -> None:
+    slots = Slots()
+    opened(slots, [[0, 1, 2]] * 2)
+    slots.extend(torch.tensor([[False, True, True], [True, True, True]]))
+    for column, keep in ((3, [True, False]), (4, [True, False])):
+        opened(slots, [[column]] * 2)
+        slots.keep(torch.tensor(keep))
+    before = slots.holds(5)
+    from_BS = slots.pack()
+    assert slots.is_even
+    assert slots.holds(5).equal(before)
+    assert from_BS.shape == (2, 4)
+    assert slots.column_BS[0, :4].tolist() == [1, 2, 3, 4]
+    assert slots.column_BS[1, 1:4].tolist() == [0, 1, 2]
 
 
 LLAVA_7B = flops.DecoderShape(layers=32, hidden=4096, intermediate=11008, query_width=4096, key_width=4096)

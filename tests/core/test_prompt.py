@@ -7,7 +7,8 @@ import torch
 from tests import tiny
 
 from dynamic_llava import Sparsifier
-from dynamic_llava.core.placeholders import question_mask
+from dynamic_llava.core.cache import context_of
+from dynamic_llava.core.question import question_mask
 
 MARKER = (7, 9)
 
@@ -32,12 +33,12 @@ def test_question_begins_with_the_last_marker_after_the_pictures() -> None:
     ids = torch.tensor([[7, 9, 3, 3, 7, 9, 5, 7, 9, 6, 4], [0, 0, 7, 9, 3, 3, 5, 5, 7, 6, 4]])
     valid = torch.ones_like(ids, dtype=torch.bool)
     positions = torch.tensor([[2, 3], [11 + 4, 11 + 5]])
-    mask = question_mask(ids, positions, valid, MARKER)
+    mask = question_mask(ids, list(positions), valid, MARKER)
     assert mask[0].nonzero()[:, 0].tolist() == [7, 8, 9]  # all but the last token of the row
     assert mask[1].nonzero()[:, 0].tolist() == [6, 7, 8, 9]  # no marker after the picture
-    assert not question_mask(ids, None, valid, MARKER).any()
+    assert not question_mask(ids, [], valid, MARKER).any()
     valid[0, 8:] = False  # what follows belongs to the answer: the marker there is none
-    assert question_mask(ids, positions, valid, MARKER)[0].nonzero()[:, 0].tolist() == [4, 5, 6]
+    assert question_mask(ids, list(positions), valid, MARKER)[0].nonzero()[:, 0].tolist() == [4, 5, 6]
 
 
 @torch.no_grad()
@@ -90,8 +91,9 @@ def test_dropped_tokens_of_a_new_turn_take_part_once() -> None:
     past = reference(**marked_row(9, 1, None)).past_key_values
     plain.config.sparsify_prompt = False
     past = reference(input_ids=turn, past_key_values=past).past_key_values
-    past.sparse.valid_BS[0, before : before + 11] &= decisions
-    past.sparse._full = False  # the slots of the dropped ones are no longer seen
+    slots = context_of(past).slots
+    slots.valid_BS[0, before : before + 11] &= decisions
+    slots._full = False  # the slots of the dropped ones are no longer seen
     expected = reference(input_ids=turn[:, :1], past_key_values=past).logits
     torch.testing.assert_close(last, expected, atol=1e-5, rtol=0)
 
@@ -126,7 +128,7 @@ def test_training_needs_to_know_the_prompt_tokens_and_pays_for_them() -> None:
     prompt_mask = answer_mask.clone()
     prompt_mask[:, 20:30] = True
     out = model(**row, labels=row["input_ids"], answer_mask=answer_mask, prompt_mask=prompt_mask)
-    kept = sparsifier.report.prompt_mask_BN[prompt_mask]
+    kept = sparsifier.sampled.prompt_mask_BN[prompt_mask]
     assert set(kept.tolist()) == {0.0, 1.0}
     _, _, prompt_loss = sparsifier.ratio_loss()
     torch.testing.assert_close(prompt_loss, (0.7 - kept.mean()) ** 2)

@@ -153,8 +153,16 @@ def test_masked_pass_with_a_filled_cache_is_refused() -> None:
             model(input_ids=ids, past_key_values=past, answer_mask=torch.zeros(1, 2, dtype=torch.bool))
 
 
-def test_unknown_decoders_are_refused() -> None:
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"layer_types": ["full_attention", "linear_attention"]}, "linear_attention"),
+        ({"num_kv_shared_layers": 2}, "share keys and values"),
+    ],
+)
+def test_layers_without_keys_of_their_own_are_refused(settings: dict[str, Any], message: str) -> None:
     model = tiny.model()
-    model.model.language_model.config.model_type = "granite"
-    with pytest.raises(ValueError, match="granite"):
+    for name, value in settings.items():
+        setattr(model.model.language_model.config, name, value)
+    with pytest.raises(ValueError, match=message):
         tiny.sparsifier().attach(model)

@@ -31,20 +31,22 @@ def test_short_answers_keep_everything_and_pay_nothing() -> None:
     inputs = tiny.batch([tiny.row(12, 1, 0), tiny.row(12, 1, 1), tiny.row(12, 1, 2)])
     answer_mask = last_columns(inputs, 6, 5, 0)
     model(**inputs, answer_mask=answer_mask)
-    text_mask = sparsifier.report.text_mask_BN
+    text_mask = sparsifier.sampled.text_mask_BN
     assert text_mask[1:].eq(1).all()
     assert text_mask[0][~answer_mask[0]].eq(1).all()
     kept = text_mask[0][answer_mask[0]]
     image_loss, text_loss, _ = sparsifier.ratio_loss()
     torch.testing.assert_close(text_loss, (0.5 - kept.mean()) ** 2 / 3)
-    torch.testing.assert_close(image_loss, (0.25 - sparsifier.report.image_mask_BI.mean(1)).square().mean())
+    torch.testing.assert_close(
+        image_loss, (0.25 - torch.stack(sparsifier.sampled.image_masks).mean(1)).square().mean()
+    )
 
 
 def test_gradients_reach_both_predictors_also_through_dropped_keys() -> None:
     model, sparsifier = training_pair(min_answer_length=1)
     inputs = tiny.batch([tiny.row(14, 1, 0), tiny.row(14, 1, 1)])
     out = model(**inputs, labels=inputs["input_ids"], answer_mask=last_columns(inputs, 10, 10))
-    assert sparsifier.report.image_mask_BI.eq(0).any()
+    assert torch.stack(sparsifier.sampled.image_masks).eq(0).any()
     out.loss.backward()
     for name, parameter in sparsifier.named_parameters():
         assert parameter.grad.abs().max() > 0, name
@@ -54,9 +56,9 @@ def test_masks_are_exactly_hard() -> None:
     model, sparsifier = training_pair(min_answer_length=1)
     inputs = tiny.batch([tiny.row(14, 2, 0), tiny.row(14, 1, 1)])
     model(**inputs, answer_mask=last_columns(inputs, 10, 9))
-    masks = [sparsifier.report.image_mask_BI, sparsifier.report.text_mask_BN]
+    masks = [torch.stack(sparsifier.sampled.image_masks), sparsifier.sampled.text_mask_BN]
     assert set(torch.cat([mask.flatten() for mask in masks]).tolist()) == {0.0, 1.0}
-    assert sparsifier.report.image_mask_BI.shape == (3, tiny.IMAGE_TOKENS)
+    assert torch.stack(sparsifier.sampled.image_masks).shape == (3, tiny.IMAGE_TOKENS)
 
 
 def test_penalties_of_what_is_not_sparsified_are_zero() -> None:
@@ -66,7 +68,7 @@ def test_penalties_of_what_is_not_sparsified_are_zero() -> None:
     image_loss, text_loss, _ = sparsifier.ratio_loss()
     assert image_loss > 0
     assert text_loss == 0
-    assert sparsifier.report.text_mask_BN.eq(1).all()
+    assert sparsifier.sampled.text_mask_BN.eq(1).all()
 
 
 def test_ratio_loss_needs_a_training_pass() -> None:
@@ -110,7 +112,7 @@ def test_gradient_checkpointing_changes_nothing() -> None:
     for checkpointing in (False, True):
         model, _ = training_pair(min_answer_length=1)
         if checkpointing:
-            model.activation_checkpointing_enable()
+            model.gradient_checkpointing_enable({"use_reentrant": False})
         inputs = tiny.batch([tiny.row(14, 1, 0)])
         torch.manual_seed(7)
         model(**inputs, labels=inputs["input_ids"], answer_mask=last_columns(inputs, 10)).loss.backward()
@@ -132,7 +134,7 @@ def test_padding_on_either_side_changes_nothing() -> None:
         mask = torch.nn.functional.pad(answer_mask, (left, right))
         logits = model(**padded, pixel_values=row["pixel_values"], answer_mask=mask).logits
         torch.testing.assert_close(logits[:, left : left + 26], alone, atol=1e-4, rtol=1e-3)
-    assert sparsifier.report.text_mask_BN.eq(0).any()
+    assert sparsifier.sampled.text_mask_BN.eq(0).any()
 
 
 def test_autocast_leaves_masks_and_attention_in_float32() -> None:
@@ -144,7 +146,7 @@ def test_autocast_leaves_masks_and_attention_in_float32() -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
             out = model(**inputs, labels=inputs["input_ids"], answer_mask=last_columns(inputs, 10, 10))
             out.loss.backward()
-        assert sparsifier.report.image_mask_BI.dtype == torch.float32
+        assert torch.stack(sparsifier.sampled.image_masks).dtype == torch.float32
         assert all(parameter.grad.isfinite().all() for parameter in sparsifier.parameters())
         losses.append(out.loss)
     torch.testing.assert_close(losses[0], losses[1], atol=0.05, rtol=0.02)
@@ -160,7 +162,7 @@ def test_masked_training_equals_dropped_inference(pictures: int) -> None:
     longer = row | {"input_ids": torch.cat([row["input_ids"], answer], dim=1)}
     longer["attention_mask"] = torch.ones_like(longer["input_ids"])
     trained = model(**longer, answer_mask=last_columns(longer, 30)).logits[0]
-    kept = sparsifier.report.text_mask_BN[0, prompt:-1].bool()
+    kept = sparsifier.sampled.text_mask_BN[0, prompt:-1].bool()
     assert 0 < kept.sum() < 29
 
     model.eval()

@@ -1,41 +1,25 @@
-"""Evaluation: numbers equal what a plain computation gives, and results say where they came from."""
+"""Evaluation: numbers equal what a plain computation gives, and intervals what R gives."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
-from tests.command_line import Command
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from dynamic_llava.chat import ask as chat
-from dynamic_llava.evaluation import accuracy, default_output, descriptions, evaluate, results, scoring, tasks
+from dynamic_llava.chat.ask import encode
+from dynamic_llava.chat.prompt import chat_answer, chat_prompt
+from dynamic_llava.evaluation import accuracy, descriptions, evaluate, results, scoring, tasks
 from dynamic_llava.evaluation.batches import Kept, answer
-
-PROVENANCE = {
-    "command",
-    "versions",
-    "machine",
-    "seed",
-    "date",
-    "task",
-    "model",
-    "dense",
-    "questions",
-    "numbers",
-}
 
 
 def stepwise_loss(
     model: LlavaForConditionalGeneration, processor: LlavaProcessor, question: tasks.Question
 ) -> tuple[float, int]:
     """Feed the reference token by token with a cache; return its summed loss and its length."""
-    prompt = chat.chat_prompt(processor, question.text, 1)
-    continuation = chat.chat_answer(processor, question.text, 1, question.answer)
+    prompt = chat_prompt(processor, question.text, 1)
+    continuation = chat_answer(processor, question.text, 1, question.answer)
     tokens = processor.tokenizer(continuation, add_special_tokens=False)["input_ids"]
-    inputs = chat.encode(processor, [prompt], [question.open_image()])
+    inputs = encode(processor, [prompt], [question.open_image()])
     length = inputs["input_ids"].shape[1]
     loss = 0.0
     with torch.inference_mode():
@@ -211,51 +195,3 @@ def test_wilson_interval(right: int, total: int, interval: tuple[float, float]) 
 def test_impossible_counts(right: int, total: int) -> None:
     with pytest.raises(ValueError, match=f"{right} right answers of {total}"):
         results.wilson(right, total)
-
-
-# The command
-
-
-@pytest.mark.parametrize("task", ["easy-vqa", "scenes", "descriptions"])
-@pytest.mark.parametrize("dense", [(), ("--dense",)])
-def test_command(
-    task: str, dense: tuple[str, ...], command: Command, checkpoint: Path, tmp_path: Path
-) -> None:
-    path = tmp_path / "results" / "new.json"
-    ask = ("evaluate", "--task", task, "--limit", 4, "--seed", 3, "--model", checkpoint, *dense)
-    outcome = command(*ask, "--output", path, "--json")
-    assert outcome.code == 0
-    assert outcome.stdout.count("\n") == 1
-    result = outcome.json()
-    assert json.loads(path.read_text()) == result
-    assert list(path.parent.iterdir()) == [path]
-    assert result.keys() >= PROVENANCE
-    assert result["command"].startswith("dynamic-llava evaluate --task ")
-    assert (result["task"], result["questions"], result["seed"]) == (task, 4, 3)
-    assert result["dense"] is bool(dense)
-    assert (result["sparsity"] is None) is bool(dense)
-    assert {"python", "torch", "transformers", "dynamic-llava"} <= result["versions"].keys()
-    numbers = result["numbers"]["dense"] if task == "descriptions" else result["numbers"]
-    low, high = numbers["interval_95"]
-    assert 0 <= low <= numbers["accuracy"] <= high <= 100
-    assert numbers["total"] == 4
-
-
-def test_table_in_a_terminal(command: Command, checkpoint: Path) -> None:
-    outcome = command("evaluate", "--task", "scenes", "--limit", 4, "--model", checkpoint)
-    assert outcome.code == 0
-    assert "accuracy" in outcome.stdout
-    assert "all" in outcome.stdout
-
-
-def test_results_land_in_the_checkout_only_if_complete(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert default_output("scenes", "nano", dense=False, limit=None) is None
-    folder = tmp_path / "evidence" / "results"
-    folder.mkdir(parents=True)
-    assert default_output("scenes", "nano", dense=False, limit=10) is None
-    assert default_output("generation", "nano", dense=False, limit=None) is None
-    named = default_output("scenes", "models/nano", dense=True, limit=None)
-    assert named == Path("evidence/results/scenes-nano-dense.json")

@@ -12,7 +12,8 @@ from PIL import Image
 from tests.command_line import Command
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from dynamic_llava.chat import ask as chat
+from dynamic_llava.chat import ask
+from dynamic_llava.chat.prompt import chat_answer, chat_prompt
 from dynamic_llava.costs import flops
 from dynamic_llava.evaluation import evaluate
 from dynamic_llava.evaluation.batches import Kept, answer
@@ -82,11 +83,11 @@ def test_layouts(pictures: Path, tmp_path: Path) -> None:
 
 def test_earlier_turns_are_context(processor: LlavaProcessor) -> None:
     earlier = (("<image>\nWhat is shown?", "A square."),)
-    prompt = chat.chat_prompt(processor, "What color is it?", 1, earlier)
+    prompt = chat_prompt(processor, "What color is it?", 1, earlier)
     assert prompt.count("<image>") == 1
     places = [prompt.index(text) for text in ("<image>", "What is shown?", "A square.", "What color")]
     assert places == sorted(places)
-    assert "It is red." in chat.chat_answer(processor, "What color is it?", 1, "It is red.", earlier)
+    assert "It is red." in chat_answer(processor, "What color is it?", 1, "It is red.", earlier)
 
 
 def test_dense_perplexity(
@@ -96,10 +97,10 @@ def test_dense_perplexity(
     model.sparsifier.detach()
     expected = []
     for question in references(path, pictures):
-        prompt = chat.chat_prompt(processor, question.text, 1, question.earlier)
-        said = chat.chat_answer(processor, question.text, 1, question.answer, question.earlier)
+        prompt = chat_prompt(processor, question.text, 1, question.earlier)
+        said = chat_answer(processor, question.text, 1, question.answer, question.earlier)
         tokens = processor.tokenizer(said, add_special_tokens=False)["input_ids"]
-        inputs = chat.encode(processor, [prompt + said], [question.open_image()])
+        inputs = ask.encode(processor, [prompt + said], [question.open_image()])
         with torch.inference_mode():
             chances = model(**inputs).logits[0, -len(tokens) - 1 : -1].double().log_softmax(-1)
         losses = [-chances[place, token].item() for place, token in enumerate(tokens)]
@@ -126,7 +127,7 @@ def test_costs_equal_the_report(
     shape = flops.DecoderShape.from_config(model.config.text_config)
     counted = flops.paper_flops(shape, summary["output_tokens"], summary["output_tokens_kept"], 1)
     assert sparse["decode_tflops_paper"] == pytest.approx(counted / 1e12, abs=1e-9)
-    with chat.dense(model):
+    with ask.dense(model):
         (row,) = kept.rows
         dense = Row(row.prompt, row.prompt, torch.ones_like(row.kept_T))
         assert costs(model, [dense])["kv_bytes"] == summary["kv_bytes_dense"]

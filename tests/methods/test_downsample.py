@@ -10,7 +10,8 @@ from PIL import Image
 from tests import tiny
 
 import dynamic_llava
-from dynamic_llava.chat import ask as chat
+from dynamic_llava.chat.ask import ask, dense, encode
+from dynamic_llava.chat.prompt import chat_prompt
 from dynamic_llava.methods.downsample import downsampled
 
 
@@ -25,14 +26,14 @@ def test_tokens_are_at_most_the_budget_and_logits_those_of_stock_interpolation(
 ) -> None:
     model, processor = nano
     image = Image.effect_noise((120, 90), 60).convert("RGB")
-    prompt = chat.chat_prompt(processor, "What is it?", 1)
-    with chat.dense(model), downsampled(model, processor, rate) as smaller, torch.inference_mode():
-        inputs = chat.encode(smaller, [prompt], [image])
+    prompt = chat_prompt(processor, "What is it?", 1)
+    with dense(model), downsampled(model, processor, rate) as smaller, torch.inference_mode():
+        inputs = encode(smaller, [prompt], [image])
         logits = model(**inputs).logits
     ids = inputs["input_ids"]
     assert (ids == model.config.image_token_id).sum() == grid**2 <= max(1, int(144 * rate))
     assert inputs["pixel_values"].shape[-2:] == (8 * grid, 8 * grid)
-    with chat.dense(model), torch.inference_mode():
+    with dense(model), torch.inference_mode():
         features = model.get_image_features(
             inputs["pixel_values"],
             interpolate_pos_encoding=True,
@@ -48,10 +49,10 @@ def test_tokens_are_at_most_the_budget_and_logits_those_of_stock_interpolation(
 def test_everything_is_as_before_also_after_an_error(nano: Any) -> None:
     model, processor = nano
     image = Image.new("RGB", (96, 96), "red")
-    before = chat.ask(model, processor, "What is it?", [image], 4)
+    before = ask(model, processor, "What is it?", [image], 4)
     with pytest.raises(RuntimeError, match="inside"), downsampled(model, processor, 0.2):
         raise RuntimeError("inside")
-    assert chat.ask(model, processor, "What is it?", [image], 4).text == before.text
+    assert ask(model, processor, "What is it?", [image], 4).text == before.text
     assert processor.image_processor.size["height"] == 96
     assert not model.model.vision_tower._forward_pre_hooks
 

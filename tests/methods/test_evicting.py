@@ -10,6 +10,7 @@ import torch
 from tests import tiny
 
 from dynamic_llava import Sparsifier, methods
+from dynamic_llava.core.cache import context_of
 from dynamic_llava.methods import Held
 from dynamic_llava.methods.evicting import SINKS
 
@@ -147,7 +148,7 @@ def test_generation_beams_and_chats_hold_no_more_than_the_budget(policy: str) ->
     first = model.generate(**tiny.row(4), max_new_tokens=13, do_sample=False, past_key_values=cache)
     more = torch.cat([first, torch.randint(4, 60, (1, 5))], dim=1)
     model.generate(input_ids=more, past_key_values=cache, max_new_tokens=9, do_sample=False)
-    kept = cache.report.text_kept[0]
+    kept = context_of(cache).report.text_kept[0]
     assert kept[:12].sum() == 3
     assert kept[-8:].sum() == 2
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dynamic_llava.core.attention.blocked import masked_attention
 from dynamic_llava.core.attention.definition import masked_softmax
-from dynamic_llava.core.masks import causal
+from dynamic_llava.core.view import causal
 from dynamic_llava.verification import GoldenFile, Status, verify
 
 ROOT = Path(__file__).parents[3] / "shared" / "golden"

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from dynamic_llava.bench.workload import Workload
-from dynamic_llava.core.passes import PromptState
 from dynamic_llava.sparsifier import Sparsifier
 
 
@@ -34,7 +33,7 @@ def keep_share(model: Any, sparsifier: Sparsifier, sample: Workload) -> None:
 
     handle = sparsifier.text_predictor.register_forward_hook(see)
     try:
-        state = PromptState(sample.prompt, sparsifier.new_report())
+        state = sparsifier.new_prompt(sample.prompt)
         model(**sample.all_inputs(), past_key_values=state, use_cache=False)
     except _SeenEnough:
         pass

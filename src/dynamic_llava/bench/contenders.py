@@ -17,7 +17,7 @@ from dynamic_llava.bench.building import Subject, fill, shell, size_in_bytes
 from dynamic_llava.bench.calibration import keep_share
 from dynamic_llava.bench.workload import Workload
 from dynamic_llava.config import SparsityConfig
-from dynamic_llava.core.cache import SparseCache
+from dynamic_llava.core.cache import context_of
 from dynamic_llava.costs.flops import DecoderShape
 from dynamic_llava.sparsifier import Sparsifier
 
@@ -151,15 +151,16 @@ class Session:
         """Return the bytes of the keys and values in use, ``tokens`` having been fed to each row."""
         shape = self.contender.shape
         one = shape.kv_bytes_per_token(self.contender.model.dtype.itemsize)
-        if isinstance(self.cache, SparseCache):
-            return one * int(self.cache.report.kv_lengths.sum())
+        if (context := context_of(self.cache)) is not None:
+            return one * int(context.report.kv_lengths.sum())
         return one * shape.layers * self.work.batch * tokens
 
     def kept_share(self) -> float:
         """Return the share of the output tokens fed so far that stayed."""
-        if not isinstance(self.cache, SparseCache):
+        context = context_of(self.cache)
+        if context is None:
             return 1.0
-        return torch.stack(self.cache.report.text_kept).double().mean().item()
+        return torch.stack(context.report.text_kept).double().mean().item()
 
 
 def _compile(model: Any) -> Any:

@@ -17,7 +17,6 @@ from dynamic_llava.bench.contenders import Contender, Session
 from dynamic_llava.bench.machine import seconds, synchronise
 from dynamic_llava.bench.timing import Tick, Turns, judge, spread
 from dynamic_llava.bench.workload import Workload
-from dynamic_llava.core.passes import PromptState
 
 CHUNKS = 20  # that an answer is decoded in
 WARM_UP = 3  # output tokens before the first timed one, with compiling
@@ -129,7 +128,7 @@ def uncached_step(contender: Contender, work: Workload) -> Tensor:
     work = contender.given(work)
     state = {}
     if contender.sparsifier is not None:  # what generate(use_cache=False) hands on
-        state["past_key_values"] = PromptState(work.prompt, contender.sparsifier.new_report())
+        state["past_key_values"] = contender.sparsifier.new_prompt(work.prompt)
     return contender.model(**work.all_inputs(), **state, use_cache=False, logits_to_keep=1).logits
 
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shlex
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -14,14 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dynamic_llava.cli.options import ImageKeepRate, Json, Layer, TextKeepRate, TextTokens
+from dynamic_llava.cli.options import ImageKeepRate, Json, Layer, Output, TextKeepRate, TextTokens
+from dynamic_llava.cli.output import command_line, print_json, say_written
 from dynamic_llava.costs.presets import PRESETS
+from dynamic_llava.files import check_file, check_folder, write_json
 
 if TYPE_CHECKING:
     from dynamic_llava.bench import Progress
 
 
-def bench(
+def command(
     model: Annotated[
         str,
         typer.Option(
@@ -70,9 +68,7 @@ def bench(
         Path | None,
         typer.Option(metavar="DIR", help="Draw the decoding into this folder.", show_default=False),
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the result as JSON.", show_default=False)
-    ] = None,
+    output: Output = None,
     as_json: Json = False,
 ) -> None:
     """Measure prefill and decoding on this machine, dense and sparse in turn, beside what is possible.
@@ -81,22 +77,20 @@ def bench(
     """
     if plot is not None and find_spec("matplotlib") is None:
         raise ValueError("--plot needs matplotlib: pip install 'dynamic-llava[bench]'")
-    if output is not None and output.is_dir():
-        raise ValueError(f"--output is {output}: it must name a file, not a folder")
-    for option, folder in (("--output", output and output.parent), ("--plot", plot)):
-        if folder is not None:
-            _check_folder(option, folder)
+    if output is not None:
+        check_file("--output", output)
+    if plot is not None:
+        check_folder("--plot", plot)
 
     import torch
     from rich.console import Console
 
-    from dynamic_llava import bench as benchmark
+    from dynamic_llava import bench
     from dynamic_llava.bench.tables import remarks, tables
-    from dynamic_llava.files import write_json
 
     phases = _names(phase or ["prefill", "decode"])
-    names = _names(policies or benchmark.CONTENDERS)
-    settings = benchmark.Settings(
+    names = _names(policies or bench.CONTENDERS)
+    settings = bench.Settings(
         model=model,
         phases=phases,
         contenders=names,
@@ -115,38 +109,28 @@ def bench(
     )
     try:
         with _progress() as progress:
-            measured = benchmark.run(settings, progress)
+            measured = bench.run(settings, progress)
     except torch.OutOfMemoryError as error:
         raise ValueError(
             "the device ran out of memory: cut the model with --layers, take a smaller --dtype or --batch"
         ) from error
-    result = {"command": shlex.join(["dynamic-llava", *sys.argv[1:]]), **measured}
-    console = Console(stderr=as_json)
-    console.print(*tables(result), remarks(result), sep="\n\n")
-    written = [] if output is None else [output]
-    if output is not None:
+    result = {"command": command_line(), **measured}
+    if output is not None:  # before it is shown: a terminal may be gone after hours
         write_json(output, result)
+        say_written(output)
+    Console(stderr=as_json).print(*tables(result), remarks(result), sep="\n\n")
     if plot is not None:
         from dynamic_llava.bench.plots import draw_plots
 
-        written += draw_plots(result, plot)
-    for path in written:
-        typer.echo(f"written: {path}", err=True)
+        say_written(*draw_plots(result, plot))
     if as_json:
-        typer.echo(json.dumps(result))
+        print_json(result)
 
 
 def _names(parts: Sequence[str]) -> tuple[str, ...]:
     """Return the names in options that may be repeated and may hold several, commas between."""
     names = (name.strip() for part in parts for name in part.split(","))
     return tuple(dict.fromkeys(name for name in names if name))
-
-
-def _check_folder(option: str, folder: Path) -> None:
-    """Refuse a folder that cannot be written to before hours are spent on what goes there."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise ValueError(f"{option}: {existing} is no folder that can be written to, choose another")
 
 
 @contextmanager

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dynamic_llava.cli.options import ImageKeepRate, Json, Layer, TextKeepRate, TextTokens
+from dynamic_llava.cli.output import print_json
 from dynamic_llava.costs.flops import FLOP_UNITS, flop_unit
 from dynamic_llava.costs.presets import PRESETS
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 NAMES = {"dense": "dense", "fastv": "FastV", "dynamic_llava": "Dynamic-LLaVA"}
 
 
-def flops(
+def command(
     preset: Annotated[str, typer.Option(help=f"Sizes of the model: {', '.join(PRESETS)}.")] = "llava-1.5-7b",
     image_keep_rate: ImageKeepRate = 0.2,
     layer: Layer = 2,
@@ -53,7 +53,7 @@ def flops(
     )
     compared = compare.compare(settings)
     if as_json:
-        typer.echo(json.dumps(compare.as_json(settings, compared)))
+        print_json(compare.as_json(settings, compared))
     else:
         Console().print(prefill_table(settings, compared), "", decode_table(settings, compared))
 

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from dynamic_llava.config import IMAGE_POLICIES, TEXT_POLICIES
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return names as a sentence has them: "a, b or c"."""
+    return ", ".join(names[:-1]) + f" or {names[-1]}"
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
+Output = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Write the result as JSON.", show_default=False)
+]
+Model = Annotated[
+    str, typer.Option("--model", metavar="DIR_OR_ID", help="Checkpoint folder, hub id, or nano.")
+]
+Dense = Annotated[bool, typer.Option("--dense", help="Without the sparsifier: the stock model.")]
 ImageKeepRate = Annotated[float, typer.Option(help="Kept image tokens / all, in (0, 1].")]
 TextKeepRate = Annotated[float, typer.Option(help="Kept output tokens / all, in (0, 1].")]
 Layer = Annotated[int, typer.Option(help="First layer that drops tokens.")]
@@ -17,12 +34,8 @@ OtherImageKeepRate = Annotated[
 OtherTextKeepRate = Annotated[
     float | None, typer.Option("--text-keep-rate", help="Kept output tokens / all; default: as trained.")
 ]
-ImagePolicy = Annotated[
-    str | None, typer.Option(help="What drops image tokens: learned, random, uniform or fastv.")
-]
-TextPolicy = Annotated[
-    str | None, typer.Option(help="What drops output tokens: learned, random, uniform, h2o or streaming.")
-]
+ImagePolicy = Annotated[str | None, typer.Option(help=f"What drops image tokens: {_listed(IMAGE_POLICIES)}.")]
+TextPolicy = Annotated[str | None, typer.Option(help=f"What drops output tokens: {_listed(TEXT_POLICIES)}.")]
 Downsample = Annotated[
     float | None,
     typer.Option(help="Smaller pictures, the baseline: at most this share of the image tokens."),

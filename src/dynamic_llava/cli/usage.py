@@ -1,7 +1,8 @@
-"""How a mistake ends on the command line: one line on stderr and exit code 2; Ctrl-C ends with 130."""
+"""How commands end early: a mistake with one line and exit code 2, Ctrl-C with 130, a lost reader with 1."""
 
 from __future__ import annotations
 
+import select
 from typing import Any
 
 import typer
@@ -9,7 +10,10 @@ from typer.core import TyperGroup
 
 
 class Commands(TyperGroup):
-    """Ends a user's mistake with one line on stderr and exit code 2, and Ctrl-C with 130."""
+    """Ends a user's mistake with one line on stderr and exit code 2, Ctrl-C with 130.
+
+    Where nobody reads on, as in ``dynamic-llava flops | head -1``, it ends in silence with 1.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> Any:
         """Read the program's own options."""
@@ -28,14 +32,22 @@ class Commands(TyperGroup):
         except typer.TyperException as error:
             _refuse_usage(ctx, error)
         except (ValueError, OSError, ImportError, ArithmeticError) as error:
-            if ctx.params["traceback"]:
-                raise
+            if ctx.params["traceback"] or (isinstance(error, BrokenPipeError) and _lost_reader()):
+                raise  # typer meets a broken pipe in silence
             _refuse(str(error), error)
 
 
 def _refuse_usage(ctx: Any, error: typer.TyperException) -> None:
     command = " ".join(filter(None, [ctx.command_path, ctx.invoked_subcommand]))
     _refuse(f"{error.format_message()} See: {command} --help", error)
+
+
+def _lost_reader() -> bool:
+    """Return whether stdout or stderr is a pipe that nobody reads: other pipes may break too, in training."""
+    streams = select.poll()
+    for stream in (1, 2):
+        streams.register(stream, 0)
+    return any(event & select.POLLERR for _, event in streams.poll(0))
 
 
 def _refuse(message: str, error: Exception) -> None:

@@ -6,14 +6,17 @@ Legend: B batch, K pictures, I image tokens, N tokens, A answer tokens, C channe
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dynamic_llava import methods
 from dynamic_llava.config import SparsityConfig
-from dynamic_llava.core.report import Report, Span
+from dynamic_llava.core.report import Report
+from dynamic_llava.core.sampled import Sampled, Span
 from dynamic_llava.core.view import gather_tokens, ordinals, right_align
 from dynamic_llava.methods.gumbel import exponential_noise
 from dynamic_llava.methods.predictors import ImagePredictor, TextPredictor
@@ -46,7 +49,7 @@ class Decisions(nn.Module):
         self.tau = 1.0
         self.train_rates: methods.TrainRates | None = None
         self.noise: Callable[[Tensor], Tensor] = exponential_noise
-        self.report: Report | None = None
+        self._last = threading.local()
         self.image_predictor = ImagePredictor(
             hidden_size, config.d_model, config.nhead, config.dim_feedforward, config.num_layers
         )
@@ -59,18 +62,39 @@ class Decisions(nn.Module):
         self.prompt_predictor = TextPredictor(hidden_size, width) if wanted else None
 
     def keep_image_tokens(
-        self, hidden_KIC: Tensor, attention_KI: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return the bool decision ``[K, I]`` on each picture's image tokens, and the scores behind it.
+        self, hidden_BNC: Tensor, pictures: Sequence[Tensor], attention: Sequence[Tensor]
+    ) -> list[tuple[Tensor, Tensor | None]]:
+        """Decide on the image tokens of each picture.
 
-        The scores are None where all tokens stay, for then nothing is scored; ``attention_KI`` may be None
-        where :attr:`reads_attention` is False.
+        Parameters
+        ----------
+        hidden_BNC
+            What enters layer l.
+        pictures
+            Where the tokens of each picture lie in the flattened ``[B * N]`` input, int64 ``[I]`` each.
+        attention
+            The attention paid to the tokens of each picture; may be empty where :attr:`reads_attention` is
+            False.
+
+        Returns
+        -------
+        list
+            Of each picture the decisions, bool ``[I]``, and the scores behind them, ``[I]``: None where all
+            tokens stay, for then nothing is scored.
         """
-        pictures, tokens, _ = hidden_KIC.shape
-        if not self.drops_image_tokens(tokens):
-            return torch.ones(pictures, tokens, dtype=torch.bool, device=hidden_KIC.device), None
-        scores_KI = self._image_policy(attention_KI).score(hidden_KIC)
-        return top_k_mask(scores_KI, keep_count(tokens, self.config.image_keep_rate)), scores_KI
+        decided: list[tuple[Tensor, Tensor | None]] = [
+            (torch.ones_like(picture_I, dtype=torch.bool), None) for picture_I in pictures
+        ]
+        for group in same_size(pictures):
+            tokens = len(pictures[group[0]])
+            if not self.drops_image_tokens(tokens):
+                continue
+            hidden_KIC = hidden_BNC.flatten(0, 1)[torch.stack([pictures[k] for k in group])]
+            scores_KI = self._image_policy(_attention_to(group, attention), self.noise).score(hidden_KIC)
+            kept_KI = top_k_mask(scores_KI, keep_count(tokens, self.config.image_keep_rate))
+            for number, kept_I, scores_I in zip(group, kept_KI, scores_KI, strict=True):
+                decided[number] = (kept_I, scores_I)
+        return decided
 
     def drops_image_tokens(self, tokens: int) -> bool:
         """Return whether a picture of ``tokens`` image tokens loses any."""
@@ -89,73 +113,89 @@ class Decisions(nn.Module):
 
     def keep_text_tokens(self, hidden_BNC: Tensor, ordinal_BN: Tensor) -> Tensor:
         """Return the bool decision ``[B, N]`` on output tokens, given their index within their answer."""
-        return self._text_policy().keep(hidden_BNC, ordinal_BN)
+        return self._text_policy(self.noise).keep(hidden_BNC, ordinal_BN)
 
     def keep_prompt_tokens(self, hidden_BNC: Tensor, ordinal_BN: Tensor) -> Tensor:
         """Return the bool decision ``[B, N]`` on prompt tokens, given their index within their question."""
-        return self._prompt_policy().keep(hidden_BNC, ordinal_BN)
+        return self._prompt_policy(self.noise).keep(hidden_BNC, ordinal_BN)
 
-    def training_policy(
+    def sample(
         self,
         hidden_BNC: Tensor,
-        image_positions_KI: Tensor | None,
+        pictures: Sequence[Tensor],
         answer_mask_BN: Tensor,
         prompt_mask_BN: Tensor | None,
-        attention_KI: Tensor | None,
-        report: Report,
-    ) -> Tensor:
-        """Return the weight of each key in training, float32 ``[B, N]``; record its parts in ``report``.
+        attention: Sequence[Tensor],
+        noise: Callable[[Tensor], Tensor],
+    ) -> Sampled:
+        """Return the masks of a training pass.
 
         Image tokens and the tokens marked by ``answer_mask_BN`` and ``prompt_mask_BN`` get straight-through
         masks; answers and questions shorter than their minimal length and everything else get ones.
+        ``pictures`` and ``attention`` are those of :meth:`keep_image_tokens`.
         """
         config = self.config
-        policy_BN = torch.ones_like(answer_mask_BN, dtype=torch.float32)
-        report.answer_span = Span(answer_mask_BN, config.min_answer_length, config.text_keep_rate)
+        answers = Span(answer_mask_BN, config.min_answer_length, config.text_keep_rate)
+        text_mask_BN = torch.ones_like(answer_mask_BN, dtype=torch.float32)
         if config.sparsify_text:
-            policy_BN = self._train_span(hidden_BNC, report.answer_span, self._text_policy())
-        report.text_mask_BN = policy_BN
+            text_mask_BN = self._sample_span(hidden_BNC, answers, self._text_policy(noise))
+        questions, prompt_mask = None, None
         if config.sparsify_prompt and prompt_mask_BN is not None:
-            report.prompt_span = Span(prompt_mask_BN, config.min_prompt_length, config.prompt_keep_rate)
-            report.prompt_mask_BN = self._train_span(hidden_BNC, report.prompt_span, self._prompt_policy())
-            policy_BN = policy_BN * report.prompt_mask_BN
-        if image_positions_KI is None:
-            return policy_BN
-        hidden_KIC = hidden_BNC.flatten(0, 1)[image_positions_KI]
-        mask_KI = hidden_KIC.new_ones(hidden_KIC.shape[:2], dtype=torch.float32)
+            questions = Span(prompt_mask_BN, config.min_prompt_length, config.prompt_keep_rate)
+            prompt_mask = self._sample_span(hidden_BNC, questions, self._prompt_policy(noise))
+        image_masks: list[Tensor] = [
+            hidden_BNC.new_ones(len(picture_I), dtype=torch.float32) for picture_I in pictures
+        ]
         if config.sparsify_image:
-            policy = self._image_policy(attention_KI)
-            mask_KI = policy.train_image_mask(hidden_KIC, config.image_keep_rate, self.tau).float()
-        report.image_mask_BI = mask_KI
-        flat = policy_BN.flatten().scatter(0, image_positions_KI.flatten(), mask_KI.flatten())
-        return flat.view_as(policy_BN)
+            for group in same_size(pictures):
+                hidden_KIC = hidden_BNC.flatten(0, 1)[torch.stack([pictures[k] for k in group])]
+                policy = self._image_policy(_attention_to(group, attention), noise)
+                mask_KI = policy.train_image_mask(hidden_KIC, config.image_keep_rate, self.tau).float()
+                for number, mask_I in zip(group, mask_KI, strict=True):
+                    image_masks[number] = mask_I
+        rate = config.image_keep_rate if config.sparsify_image else None
+        return Sampled(text_mask_BN, answers, prompt_mask, questions, pictures, image_masks, rate)
 
     def ratio_loss(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the image, text and prompt penalty of the last training pass, before ``ratio_weight``.
+        """Return the image, text and prompt penalty of this thread's last training pass.
 
-        Mean over pictures, and over rows, of the squared difference between the target keep rate and the mean
-        of the mask; rows with a short answer (question) count as 0.
+        They come before ``ratio_weight``: mean over pictures, and over rows, of the squared difference
+        between the target keep rate and the mean of the mask; rows with a short answer (question) count as 0.
 
         Raises
         ------
         ValueError
             If the last call was no masked pass in training mode.
         """
-        report, config = self.report, self.config
-        if report is None or report.text_mask_BN is None or report.answer_span is None:
+        if self.sampled is None:
             raise ValueError(
                 "ratio_loss needs a training pass first: model.train(), then model(..., answer_mask=...)"
             )
-        image_loss = text_loss = prompt_loss = report.text_mask_BN.new_zeros(())
-        if config.sparsify_image and report.image_mask_BI is not None:
-            image_loss = (config.image_keep_rate - report.image_mask_BI.mean(-1)).square().mean()
-        if config.sparsify_text:
-            text_loss = report.answer_span.penalty(report.text_mask_BN)
-        if report.prompt_mask_BN is not None and report.prompt_span is not None:
-            prompt_loss = report.prompt_span.penalty(report.prompt_mask_BN)
-        return image_loss, text_loss, prompt_loss
+        return self.sampled.ratio_losses(self.config.sparsify_text)
 
-    def _train_span(self, hidden_BNC: Tensor, span: Span, policy: methods.Policy) -> Tensor:
+    @property
+    def report(self) -> Report | None:
+        """What this thread's last call kept."""
+        return getattr(self._last, "report", None)
+
+    @property
+    def sampled(self) -> Sampled | None:
+        """The masks of this thread's last call, if that was a training pass."""
+        return getattr(self._last, "sampled", None)
+
+    def remember(self, report: Report, sampled: Sampled | None = None) -> None:
+        """Make a call the last one of this thread."""
+        self._last.report, self._last.sampled = report, sampled
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to a thread's last call: it is neither pickled nor copied."""
+        return {name: value for name, value in self.__dict__.items() if name != "_last"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._last = threading.local()
+
+    def _sample_span(self, hidden_BNC: Tensor, span: Span, policy: methods.Policy) -> Tensor:
         """Mask of one droppable span a row, float32 ``[B, N]``; 1 outside and in short spans."""
         index_BA, valid_BA = right_align(span.mask_BN)
         ordinal_BA = ordinals(span.mask_BN).gather(1, index_BA)
@@ -165,14 +205,25 @@ class Decisions(nn.Module):
         ones_BN = torch.ones_like(span.mask_BN, dtype=torch.float32)
         return ones_BN.scatter(1, index_BA, torch.where(droppable_BA, mask_BA, 1.0))
 
-    def _image_policy(self, attention_KI: Tensor | None) -> methods.Policy:
+    def _image_policy(self, attention_KI: Tensor | None, noise: Callable[[Tensor], Tensor]) -> methods.Policy:
         config = self.config
-        return self._policy(config.image_policy, config, self.text_predictor, self.train_rates, attention_KI)
+        return methods.build(
+            config.image_policy,
+            config,
+            self.image_predictor,
+            self.text_predictor,
+            noise,
+            self.train_rates,
+            attention_KI,
+        )
 
-    def _text_policy(self) -> methods.Policy:
-        return self._policy(self.config.text_policy, self.config, self.text_predictor, self.train_rates)
+    def _text_policy(self, noise: Callable[[Tensor], Tensor]) -> methods.Policy:
+        config = self.config
+        return methods.build(
+            config.text_policy, config, self.image_predictor, self.text_predictor, noise, self.train_rates
+        )
 
-    def _prompt_policy(self) -> methods.Policy:
+    def _prompt_policy(self, noise: Callable[[Tensor], Tensor]) -> methods.Policy:
         """Return the text policy at the rate of prompt tokens, with the third predictor."""
         name, predictor = self.config.text_policy, self.prompt_predictor
         if predictor is None and name == "learned":
@@ -182,16 +233,16 @@ class Decisions(nn.Module):
         config = dataclasses.replace(
             self.config, text_keep_rate=self.config.prompt_keep_rate, text_margins=()
         )
-        return self._policy(name, config, predictor or self.text_predictor, None)
+        return methods.build(name, config, self.image_predictor, predictor or self.text_predictor, noise)
 
-    def _policy(
-        self,
-        name: str,
-        config: SparsityConfig,
-        predictor: TextPredictor,
-        train_rates: methods.TrainRates | None,
-        attention_KI: Tensor | None = None,
-    ) -> methods.Policy:
-        return methods.build(
-            name, config, self.image_predictor, predictor, self.noise, train_rates, attention_KI
-        )
+
+def same_size(pictures: Sequence[Tensor]) -> list[list[int]]:
+    """Return the numbers of the pictures that have as many tokens as each other, in groups."""
+    groups: dict[int, list[int]] = {}
+    for number, picture_I in enumerate(pictures):
+        groups.setdefault(len(picture_I), []).append(number)
+    return list(groups.values())
+
+
+def _attention_to(group: Sequence[int], attention: Sequence[Tensor]) -> Tensor | None:
+    return torch.stack([attention[number] for number in group]) if attention else None

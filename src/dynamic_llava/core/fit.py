@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
+import transformers
+from packaging.version import Version
 from torch import nn
 from transformers import PreTrainedModel
 
-from dynamic_llava.core.attention import interface
+from dynamic_llava.core.attention.interface import IMPLEMENTATIONS
 
-# Decoders that equal the stock model at keep rate 1; others scale embeddings or norm in ways of their own.
-DECODERS = ("llama", "mistral", "qwen2", "qwen3", "phi3", "stablelm", "gemma", "cohere")
+TESTED = (Version("5.16.1"), Version("5.24.0"))  # of transformers: see `make test-versions`
+LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
-def check_fit(model: PreTrainedModel, layer: int, hidden_size: int, base_model: str) -> None:
+def check_fit(model: PreTrainedModel, decoder: Any, layer: int, hidden_size: int, base_model: str) -> None:
     """Raise ``ValueError`` if predictors of ``hidden_size``, used from ``layer`` on, do not fit ``model``.
 
-    Warns if ``base_model``, which they were trained for, is another one.
+    Warns if ``base_model``, which they were trained for, is another one, or if transformers is of a version
+    that was not tested.
     """
-    if not hasattr(model.base_model, "language_model"):
-        raise ValueError(
-            f"{type(model).__name__} has no language_model inside: attach to a multimodal model such as "
-            "LlavaForConditionalGeneration"
-        )
-    config = model.model.language_model.config
+    config = decoder.config
     if config.hidden_size != hidden_size:
         trained_for = f" (trained for {base_model})" if base_model else ""
         raise ValueError(
@@ -33,29 +32,44 @@ def check_fit(model: PreTrainedModel, layer: int, hidden_size: int, base_model: 
         )
     names = [Path(name).name for name in (base_model, model.name_or_path) if name]
     if len(set(names)) > 1:
-        warnings.warn(
+        _warn(
             f"the sparsifier was trained for {base_model}, not for {model.name_or_path}: its "
-            "decisions may not fit",
-            stacklevel=4,
+            "decisions may not fit"
         )
     if layer >= config.num_hidden_layers:
         last = config.num_hidden_layers - 1
         raise ValueError(f"layer is {layer}: the decoder has {last + 1} layers, choose 1 to {last}")
-    if config._attn_implementation not in interface.STOCK_ATTENTION:
+    if config._attn_implementation not in IMPLEMENTATIONS:
         raise ValueError(
             f"attention implementation {config._attn_implementation!r} is not supported: load the model "
-            f"with attn_implementation set to {' or '.join(interface.STOCK_ATTENTION)}"
+            f"with attn_implementation set to {' or '.join(IMPLEMENTATIONS)}"
         )
-    if getattr(config, "sliding_window", None):
-        raise ValueError("the decoder has sliding-window attention, which is not supported")
-    if config.model_type not in DECODERS:
-        raise ValueError(
-            f"the decoder is a {config.model_type}, whose pass may be no plain loop over layers; "
-            f"supported are {', '.join(DECODERS)}"
-        )
+    _check_layers(config)
+    version = Version(transformers.__version__)
+    if not TESTED[0] <= version <= TESTED[1]:
+        _warn(f"transformers {version} was not tested: {TESTED[0]} to {TESTED[1]} were")
 
 
 def computes_on(layer: nn.Module) -> torch.device:
     """Return the device of a layer's work: not that of its weights where accelerate offloads them."""
     execution_device = getattr(getattr(layer, "_hf_hook", None), "execution_device", None)
     return next(layer.parameters()).device if execution_device is None else torch.device(execution_device)
+
+
+def _check_layers(config: Any) -> None:
+    """Refuse layers that do not each attend to keys of their own."""
+    types = set(getattr(config, "layer_types", None) or ())
+    if other := sorted(types - set(LAYER_TYPES)):
+        raise ValueError(f"the decoder has layers of type {other[0]}: only {' and '.join(LAYER_TYPES)} work")
+    if getattr(config, "num_kv_shared_layers", 0):
+        raise ValueError("the decoder's layers share keys and values, which is not supported")
+    is_sliding = "sliding_attention" in types or (not types and getattr(config, "sliding_window", None))
+    if is_sliding and "flash" in config._attn_implementation:
+        raise ValueError(
+            "flash attention counts a sliding window in kept tokens: load the model with "
+            "attn_implementation='sdpa'"
+        )
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=4)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -16,10 +17,9 @@ from torch import Tensor
 from dynamic_llava import methods
 from dynamic_llava.config import SparsityConfig
 from dynamic_llava.costs import flops
-from dynamic_llava.methods.top_k import keep_count
 
 if TYPE_CHECKING:
-    from dynamic_llava.core.slots import Stage
+    from dynamic_llava.core.slots import Slots
 
 
 @dataclass(frozen=True)
@@ -36,25 +36,6 @@ class Step:
     columns: tuple[int, int]
 
 
-@dataclass(frozen=True)
-class Span:
-    """One droppable span a row in training: its tokens, bool ``[B, N]``, and what is asked of its mask."""
-
-    mask_BN: Tensor
-    min_length: int
-    keep_rate: float
-
-    @property
-    def is_long_B(self) -> Tensor:
-        """Which rows are long enough to lose tokens."""
-        return self.mask_BN.sum(-1) >= max(self.min_length, 1)
-
-    def penalty(self, kept_BN: Tensor) -> Tensor:
-        """Mean over rows of the squared distance to the keep rate; short rows count as 0."""
-        kept_B = (kept_BN * self.mask_BN).sum(-1) / self.mask_BN.sum(-1).clamp(min=1)
-        return ((self.keep_rate - kept_B).square() * self.is_long_B).mean()
-
-
 class Report:
     """The record of one call, or of all calls that share a cache.
 
@@ -66,37 +47,21 @@ class Report:
         Sizes of the decoder.
     element_size
         Bytes of one number in the K/V cache.
-    stages
-        The dense and the sparse stage of the cache; empty without a cache. They also tell which output tokens
-        stayed: decoding records nothing else, so that its step has nothing to do on the host.
 
     Attributes
     ----------
     image_scores
         Per row, the policy's scores of each picture's image tokens, in order; none where all tokens stayed.
-    image_mask_BI, text_mask_BN, prompt_mask_BN
-        Masks of a training pass, with their gradients: image tokens by picture, and all tokens, where those
-        that no policy decided on are 1. None in every other pass.
-    answer_span, prompt_span
-        Which tokens the last two are about. None in every other pass.
+    slots
+        Those of the cache; None without one. They also tell which output tokens stayed: decoding records
+        nothing else, so that its step has nothing to do on the host.
     """
 
-    def __init__(
-        self,
-        config: SparsityConfig,
-        shape: flops.DecoderShape,
-        element_size: int,
-        stages: tuple[Stage, ...] = (),
-    ) -> None:
+    def __init__(self, config: SparsityConfig, shape: flops.DecoderShape, element_size: int) -> None:
         self.config = config
         self.shape = shape
         self.element_size = element_size
-        self.stages = stages
-        self.image_mask_BI: Tensor | None = None
-        self.text_mask_BN: Tensor | None = None
-        self.prompt_mask_BN: Tensor | None = None
-        self.answer_span: Span | None = None
-        self.prompt_span: Span | None = None
+        self.slots: Slots | None = None
         self.image_flags: list[list[Tensor]] = []
         self.image_scores: list[list[Tensor]] = []
         self.text_steps: list[tuple[Tensor, Tensor]] = []
@@ -107,8 +72,8 @@ class Report:
         self._first_ended = self._ended = self._started
 
     def fresh(self) -> Report:
-        """Return an empty report of the same settings and cache."""
-        return Report(self.config, self.shape, self.element_size, self.stages)
+        """Return an empty report of the same settings."""
+        return Report(self.config, self.shape, self.element_size)
 
     def add_step(self, step: Step) -> None:
         """Record what a prompt kept; without a cache, what any pass did."""
@@ -123,20 +88,20 @@ class Report:
         if self._first_ended == self._started:
             self._first_ended = self._ended
 
-    def add_images(self, rows_K: list[int], batch: int, kept_KI: Tensor, scores_KI: Tensor | None) -> None:
-        """Record which image tokens of each picture stay; picture k belongs to row ``rows_K[k]``."""
+    def add_images(
+        self, rows_K: Sequence[int], batch: int, decided: Sequence[tuple[Tensor, Tensor | None]]
+    ) -> None:
+        """Record which image tokens of each picture stay, and their scores; ``rows_K`` has its row."""
         self.image_flags = self.image_flags or [[] for _ in range(batch)]
         self.image_scores = self.image_scores or [[] for _ in range(batch)]
-        for row, kept_I in zip(rows_K, kept_KI, strict=True):
+        for row, (kept_I, scores_I) in zip(rows_K, decided, strict=True):
             self.image_flags[row].append(kept_I)
-        if scores_KI is not None:
-            for row, scores_I in zip(rows_K, scores_KI, strict=True):
-                self.image_scores[row].append(scores_I)
-        config, (pictures, tokens) = self.config, kept_KI.shape
-        is_scored = config.sparsify_image and keep_count(tokens, config.image_keep_rate) < tokens
-        if is_scored and config.image_policy == "learned":
-            cost = flops.image_predictor_flops(config, self.shape.hidden, tokens)
-            self.predictor_flops[-1] += pictures * cost
+            if scores_I is None:
+                continue
+            self.image_scores[row].append(scores_I)
+            if self.config.image_policy == "learned":
+                cost = flops.image_predictor_flops(self.config, self.shape.hidden, len(kept_I))
+                self.predictor_flops[-1] += cost
 
     def add_text(self, kept_BT: Tensor, valid_BT: Tensor | None = None) -> None:
         """Record a pass without a cache: decisions on output tokens; ``valid_BT`` tells them from padding."""
@@ -178,7 +143,7 @@ class Report:
 
         With a cache: whether it is still there, which a later turn's attention mask may have ended.
         """
-        if self.stages and self.steps:
+        if self.slots is not None and self.steps:
             return list(torch.cat(self._answers(), dim=1))
         return self._by_row(self.text_steps)
 
@@ -190,9 +155,9 @@ class Report:
     @property
     def kv_lengths(self) -> Tensor:
         """Tokens held in the cache now, int64 ``[layers, rows]``; 0 without a cache."""
-        if not self.stages:
+        if self.slots is None:
             return torch.zeros(self.shape.layers, self._batch, dtype=torch.long)
-        dense_B, sparse_B = (stage.tokens_B().cpu() for stage in self.stages)
+        dense_B, sparse_B = self.slots.fed_B().cpu(), self.slots.tokens_B().cpu()
         split = self.config.layer
         return torch.stack([dense_B] * split + [sparse_B] * (self.shape.layers - split))
 
@@ -207,7 +172,9 @@ class Report:
         bytes_per_token = self.shape.kv_bytes_per_token(self.element_size)
         lengths = self.kv_lengths
         prefill, prefill_dense = self._flops(self.steps[:1], [])
-        total, total_dense = self._flops(self.steps, self._answers() if self.stages and self.steps else [])
+        total, total_dense = self._flops(
+            self.steps, self._answers() if self.slots is not None and self.steps else []
+        )
         return {
             "image_tokens": sum(len(flag) for flags in self.image_flags for flag in flags),
             "image_tokens_kept": sum(len(kept) for kept in self.image_kept),
@@ -233,9 +200,9 @@ class Report:
 
     def _answers(self) -> list[Tensor]:
         """Return which output tokens of each turn stayed in the cache: bool ``[B, T]`` a turn."""
-        dense, sparse = self.stages
-        fed = int(dense.length_B.max())
-        held_BN = sparse.holds(fed)
+        slots = cast("Slots", self.slots)
+        fed = int(slots.fed)
+        held_BN = slots.holds(fed)
         ends = [step.columns[0] for step in self.steps[1:]] + [fed]
         return [held_BN[:, step.columns[1] : end] for step, end in zip(self.steps, ends, strict=True)]
 
@@ -269,7 +236,7 @@ class Report:
             queries, kept = int(step.dense_B[row]), int(step.sparse_B[row])
             dense += shape.layer_flops(queries, past + queries)
             sparse += shape.layer_flops(kept, held + kept)
-            if not self.stages:
+            if self.slots is None:
                 continue
             past, held = past + queries, held + int(step.held_B[row])
             if kept_BT is not None and (tokens := kept_BT.shape[1]):

@@ -1,4 +1,4 @@
-"""Row lengths and valid slots of a K/V cache, shared by all layers of a stage.
+"""Which token each slot of the sparse layers holds.
 
 A decoded token is written at slot ``length[row]`` and attends to the valid slots and itself; then the length
 grows only if the token is kept, so a dropped token is overwritten by the next.
@@ -8,6 +8,8 @@ Legend: B batch, Q new tokens, S slots, N columns of what was fed.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -16,18 +18,20 @@ STEP = 16  # the least that it grows by where a plan falls short
 LOOK = 16  # decoded tokens between two looks at the true lengths, each of which waits for the device
 
 
-class Stage:
-    """Storage that grows: in blocks, or to a plan and then in small steps up to a limit.
+class Slots:
+    """Slots that grow: in blocks, or to a plan and then in small steps up to a limit.
 
     Parameters
     ----------
     limit
-        Slots a row that storage never has more than; None for no limit.
+        Slots a row that there are never more than; None for no limit.
 
     Attributes
     ----------
     reserve
         Slots to have from the start.
+    fed
+        Columns fed so far, padding included; a tensor if static, so that a compiled step may count.
     length_B
         Next slot of each row, int64.
     valid_BS
@@ -37,7 +41,7 @@ class Stage:
     used
         Slots that a pass may touch: an upper bound of the lengths that needs no look at the device.
     slots_BQ
-        Slots of the new tokens, while a pass is under way.
+        Slots of the new tokens, while they are written.
     contiguous
         Whether these are the last used slots of every row.
     """
@@ -47,12 +51,14 @@ class Stage:
     def __init__(self, limit: int | None = None) -> None:
         self.limit = limit
         self.reserve = limit or 0
+        self.fed: Any = 0
         self.length_B = torch.zeros(0, dtype=torch.long)
         self.valid_BS = torch.zeros(0, 0, dtype=torch.bool)
         self.column_BS = torch.zeros(0, 0, dtype=torch.long)
         self.used = 0
         self.slots_BQ: Tensor | None = None
         self.contiguous = True
+        self._padding: list[tuple[int, Tensor]] = []  # first column, and which from there on are tokens
         self._seen = 0  # `used` when the true lengths were last looked at
         self._even = True  # every row's length is exactly `used`
         self._full = True  # every slot below its row's length is valid
@@ -62,9 +68,36 @@ class Stage:
         """Slots that storage has."""
         return self.valid_BS.shape[1]
 
+    @property
+    def sees_all(self) -> bool:
+        """Whether every row uses all used slots, and all of them hold tokens."""
+        return self._even and self._full
+
+    @property
+    def is_even(self) -> bool:
+        """Whether every row uses all used slots."""
+        return self._even
+
+    @property
+    def has_padding(self) -> bool:
+        """Whether some of what was fed is no token."""
+        return bool(self._padding)
+
     def tokens_B(self) -> Tensor:
         """Return how many tokens each row holds."""
         return self.valid_BS.sum(-1)
+
+    def fed_B(self) -> Tensor:
+        """Return how many tokens were fed to each row, padding left out."""
+        return self.is_token_BN(int(self.fed)).sum(-1)
+
+    def is_token_BN(self, columns: int) -> Tensor:
+        """Return which of ``columns`` columns, later ones included, are no padding: bool ``[B, columns]``."""
+        size = (len(self.length_B), columns)
+        is_token_BN = torch.ones(size, dtype=torch.bool, device=self.length_B.device)
+        for start, token_BN in self._padding:
+            is_token_BN[:, start : start + token_BN.shape[1]] &= token_BN
+        return is_token_BN
 
     def holds(self, columns: int) -> Tensor:
         """Return which of the first ``columns`` fed tokens are held: bool ``[B, columns]``."""
@@ -72,70 +105,38 @@ class Stage:
         held_BN = self.valid_BS.new_zeros(len(column_BS), columns + 1)
         return held_BN.scatter_(1, column_BS, True)[:, :columns]
 
-    def open(self, batch: int, queries: int, valid_BQ: Tensor | None, device: torch.device) -> Tensor | None:
-        """Begin a pass of new tokens: make room, and return who sees whom.
-
-        Parameters
-        ----------
-        batch, queries
-            Rows B and new tokens Q of each.
-        valid_BQ
-            Which of them are tokens and not padding; None where all are.
-        device
-            Where the keys lie.
-
-        Returns
-        -------
-        Tensor or None
-            Bool ``[B, 1, Q, S]`` over the slots that the layers return; None stands for causal attention in
-            an empty cache, or for a single query that sees every slot.
-        """
-        if self.slots_BQ is not None:
-            raise ValueError("an earlier call with this cache failed halfway: reset it or begin a new one")
+    def open(self, column_BQ: Tensor) -> None:
+        """Make room for new tokens, and write down their columns."""
+        batch, queries = column_BQ.shape
         if not self.length_B.numel():
-            self._begin(batch, device)
-        if batch != self.length_B.shape[0]:
-            raise ValueError(
-                f"past_key_values holds {self.length_B.shape[0]} rows, the call has {batch}: they must agree"
-            )
-        was_empty = self.used == 0
+            self._begin(batch, column_BQ.device)
         self._make_room(queries)
-        column_Q = torch.arange(queries, device=device)
-        self.slots_BQ = self.length_B[:, None] + column_Q
-        if valid_BQ is None and (was_empty or (queries == 1 and self._sees_all)):
-            return None
-        if valid_BQ is None and queries == 1:
-            return self.valid_BS[:, : self.used].scatter(1, self.slots_BQ, True)[:, None, None]
-        offset_BS = torch.arange(self.used, device=device) - self.length_B[:, None]
-        new_B1S = (offset_BS >= 0)[:, None]
-        if valid_BQ is not None:
-            new_B1S = new_B1S & valid_BQ.gather(1, offset_BS.clamp(0, queries - 1))[:, None]
-        offset_B1S, column_Q1 = offset_BS[:, None], column_Q[:, None]
-        visible_BQS = self.valid_BS[:, None, : self.used] | (new_B1S & (offset_B1S <= column_Q1))
-        return visible_BQS[:, None]
+        self.slots_BQ = self.length_B[:, None] + torch.arange(queries, device=column_BQ.device)
+        self.column_BS.scatter_(1, self.slots_BQ, column_BQ)
 
-    def hide(self, seen_BN: Tensor) -> None:
-        """Make the slots of fed tokens that a later mask no longer shows invalid; bool ``[B, columns]``."""
-        seen_BS = seen_BN.gather(1, self.column_BS.clamp(max=seen_BN.shape[1] - 1))
-        if bool((self.valid_BS & ~seen_BS).any()):
-            self.valid_BS &= seen_BS
-            self._full = False
+    def seen(self, valid_BQ: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the column of each used slot, and whether a token is there, new ones too: ``[B, S]``."""
+        valid_BS, slots_BQ = self.valid_BS[:, : self.used], self._opened()
+        new = (
+            valid_BS.scatter(1, slots_BQ, True)
+            if valid_BQ is None
+            else valid_BS.scatter(1, slots_BQ, valid_BQ)
+        )
+        return self.column_BS[:, : self.used], new
 
-    def extend(self, valid_BQ: Tensor | None, column_BQ: Tensor) -> None:
+    def extend(self, valid_BQ: Tensor | None) -> None:
         """End a pass whose tokens all stay; padding becomes invalid slots."""
         slots_BQ = self._close()
-        self.column_BS.scatter_(1, slots_BQ, column_BQ)
         if valid_BQ is None:
-            valid_BQ = torch.ones_like(slots_BQ, dtype=torch.bool)
+            self.valid_BS.scatter_(1, slots_BQ, True)
         else:
+            self.valid_BS.scatter_(1, slots_BQ, valid_BQ)
             self._full = False
-        self.valid_BS.scatter_(1, slots_BQ, valid_BQ)
         self.length_B += slots_BQ.shape[1]
 
-    def keep(self, keep_B: Tensor, column_B1: Tensor) -> None:
+    def keep(self, keep_B: Tensor) -> None:
         """End a pass of one token a row; where it is not kept, the next one takes its slot."""
         slots_B1 = self._close()
-        self.column_BS.scatter_(1, slots_B1, column_B1)
         self.valid_BS.scatter_(1, slots_B1, keep_B[:, None])
         self.length_B += keep_B
         self._even = False
@@ -145,15 +146,41 @@ class Stage:
         self.column_BS.scatter_(1, slots_B1, column_B1)
         self.valid_BS.scatter_(1, slots_B1, is_held_B[:, None])
 
+    def count(self, columns: int, is_token_BN: Tensor | None = None) -> None:
+        """Note that ``columns`` more were fed, and which of them are tokens; None where all are."""
+        if is_token_BN is not None:
+            self._padding.append((int(self.fed), is_token_BN))
+        self.fed += columns
+
+    def hide(self, seen_BN: Tensor) -> None:
+        """Make fed tokens that a later mask no longer shows padding; bool ``[B, columns]``."""
+        if bool(seen_BN.all()):
+            return
+        self._padding.append((0, seen_BN))
+        seen_BS = seen_BN.gather(1, self.column_BS.clamp(max=seen_BN.shape[1] - 1))
+        self.valid_BS &= seen_BS
+        self._full = False
+
+    def pack(self) -> Tensor:
+        """Align what is held to the right, so that rows are even; return where each slot was: [B, S]."""
+        longest = int(self.tokens_B().max())
+        order_BS = self.valid_BS.to(torch.uint8).argsort(dim=-1, stable=True)
+        from_BS = order_BS[:, self.capacity - longest :]
+        self.column_BS[:, :longest] = self.column_BS.gather(1, from_BS)
+        valid_BS = self.valid_BS.gather(1, from_BS)
+        self.valid_BS.zero_()
+        self.valid_BS[:, :longest] = valid_BS
+        self.length_B.fill_(longest)
+        self._even, self._full = True, bool(valid_BS.all())
+        self.used = self._seen = longest
+        return from_BS
+
     def select_rows(self, index: Tensor) -> None:
         """Take rows by index, for beam search."""
         with torch.inference_mode(False):  # as in `_begin`
             self.length_B, self.valid_BS = self.length_B[index], self.valid_BS[index]
             self.column_BS = self.column_BS[index]
-
-    @property
-    def _sees_all(self) -> bool:
-        return self._even and self._full
+            self._padding = [(start, token_BN[index]) for start, token_BN in self._padding]
 
     def _begin(self, batch: int, device: torch.device) -> None:
         with torch.inference_mode(False):  # a cache filled in inference mode may be continued outside of it
@@ -161,42 +188,36 @@ class Stage:
             self.valid_BS = torch.zeros(batch, 0, dtype=torch.bool, device=device)
             self.column_BS = torch.zeros(batch, 0, dtype=torch.long, device=device)
 
-    def _close(self) -> Tensor:
+    def _opened(self) -> Tensor:
         if self.slots_BQ is None:
             raise ValueError(
                 "the cache was used outside of a pass of the model that its sparsifier is attached to"
             )
-        slots_BQ, self.slots_BQ = self.slots_BQ, None
+        return self.slots_BQ
+
+    def _close(self) -> Tensor:
+        slots_BQ, self.slots_BQ = self._opened(), None
         return slots_BQ
 
     def _make_room(self, queries: int) -> None:
         is_short = self.used + queries > self.capacity
         if not self._even and (is_short or self.used >= self._seen + LOOK):
             self.used = self._seen = int(self.length_B.max())
-        self._check(self.used + queries)
+        check_room(self.used + queries, self.limit)
         self.used += queries
         self.contiguous = self._even
         if self.used > self.capacity:
             self._grow()
 
-    def _check(self, tokens: int) -> None:
-        if self.limit is not None and tokens > self.limit:
-            raise ValueError(
-                f"the cache is full: it has room for {self.limit} tokens a row, now there would be {tokens}; "
-                "give it a greater capacity"
-            )
-
     def _grow(self) -> None:
-        step = BLOCK if self.limit is None else max(STEP, self.limit // 64)
-        slots = max(self.reserve, -(-self.used // step) * step)
-        more = (0, (slots if self.limit is None else min(slots, self.limit)) - self.capacity)
+        more = (0, size_for(self.used, self.reserve, self.limit) - self.capacity)
         with torch.inference_mode(False):  # as in `_begin`
             self.valid_BS = torch.nn.functional.pad(self.valid_BS, more)
             self.column_BS = torch.nn.functional.pad(self.column_BS, more)
 
 
-class StaticStage(Stage):
-    """Storage of one size: after the first pass, every pass attends to all slots, under a mask.
+class StaticSlots(Slots):
+    """Slots of one size: after the first pass, every pass attends to all of them, under a mask.
 
     No shape and no number on the host changes from one decoded token to the next, so the step compiles as one
     graph and can be captured in a CUDA graph.
@@ -205,20 +226,45 @@ class StaticStage(Stage):
     is_static = True
 
     @property
-    def _sees_all(self) -> bool:
+    def sees_all(self) -> bool:
+        """False: what is not used yet must be hidden."""
         return False
+
+    def pack(self) -> Tensor:
+        """Align what is held to the right; all slots stay in use."""
+        from_BS = super().pack()
+        self.used = self.capacity
+        return from_BS
 
     def _make_room(self, queries: int) -> None:
         self.contiguous = self.used == 0
         if not self.contiguous:
             if queries > 1:  # a decoded token needs no look: past the last slot, torch refuses to write
-                self._check(int(self.length_B.max()) + queries)
+                check_room(int(self.length_B.max()) + queries, self.limit)
             self.used = self.capacity
             return
-        self._check(queries)
+        check_room(queries, self.limit)
         self.used = queries
         self._grow()
-        keep_address(self.length_B, self.valid_BS, self.column_BS)
+        with torch.inference_mode(False):  # as in `_begin`
+            self.fed = torch.full((), self.fed, dtype=torch.long, device=self.length_B.device)
+        keep_address(self.length_B, self.valid_BS, self.column_BS, self.fed)
+
+
+def check_room(tokens: int, limit: int | None) -> None:
+    """Raise ``ValueError`` if ``tokens`` are more than a cache has room for."""
+    if limit is not None and tokens > limit:
+        raise ValueError(
+            f"the cache is full: it has room for {limit} tokens a row, now there would be {tokens}; "
+            "give it a greater capacity"
+        )
+
+
+def size_for(used: int, reserve: int, limit: int | None) -> int:
+    """Return how many slots storage gets that must have ``used``: to a plan, then in steps, up to a limit."""
+    step = BLOCK if limit is None else max(STEP, limit // 64)
+    slots = max(reserve, -(-used // step) * step)
+    return slots if limit is None else min(slots, limit)
 
 
 def keep_address(*tensors: Tensor) -> None:

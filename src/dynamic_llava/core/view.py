@@ -1,12 +1,24 @@
-"""The index through which sparse layers see the tokens.
+"""A sparse layer is a dense layer seen through an index: the stock arguments, gathered at the kept tokens.
 
-Legend: B batch, N tokens, L kept tokens (padded), C channels.
+Legend: B batch, N tokens fed, L tokens that enter the sparse layers (padded), M columns of a stock mask,
+S slots, C channels.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+
+MASK = "attention_mask"
+BLOCK = 128  # of flex attention, in queries and keys
+
+
+def causal(length: int, device: torch.device) -> Tensor:
+    """Return a bool ``[N, N]``: each token sees itself and those before it."""
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril()
 
 
 def right_align(keep_BN: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,6 +48,243 @@ def ordinals(answer_mask_BN: Tensor) -> Tensor:
     return count_BN - before_BN - 1
 
 
-def gather_tokens(x_BNC: Tensor, index_BL: Tensor) -> Tensor:
-    """Return ``x_BNC`` at ``index_BL``: ``[B, L, C]``."""
-    return x_BNC.gather(1, index_BL[..., None].expand(-1, -1, x_BNC.shape[-1]))
+def gather_tokens(x: Tensor, index_BL: Tensor, axis: int = 1) -> Tensor:
+    """Return ``x`` at ``index_BL`` along its token axis; the axis before is that of rows, B or 1 long."""
+    index_BL = index_BL.to(x.device)  # a device_map may part the layers
+    x = x.expand(*x.shape[: axis - 1], len(index_BL), *x.shape[axis:])
+    index = index_BL.view(*[1] * (axis - 1), *index_BL.shape, *[1] * (x.ndim - axis - 1))
+    return x.gather(axis, index.expand(*x.shape[:axis], -1, *x.shape[axis + 1 :]))
+
+
+def gather_argument(value: Any, index_BL: Tensor, fed: int) -> Any:
+    """Return an argument of a layer at ``index_BL``, where it has ``fed`` tokens; others as they are.
+
+    Integers such as position ids have their tokens in the last axis, numbers such as rotary tables in the
+    last but one; tuples, lists and dicts are entered.
+    """
+    if isinstance(value, Tensor):
+        axis = value.ndim - (2 if value.is_floating_point() else 1)
+        return gather_tokens(value, index_BL, axis) if axis > 0 and value.shape[axis] == fed else value
+    if isinstance(value, tuple | list):
+        return type(value)(gather_argument(part, index_BL, fed) for part in value)
+    if isinstance(value, dict):
+        return {name: gather_argument(part, index_BL, fed) for name, part in value.items()}
+    return value
+
+
+def first_column(mask: Any, past: Any, fed: int) -> Any:
+    """Return which column a stock mask begins with: those of sliding windows end at the newest."""
+    first = past + fed - mask.shape[-1]
+    return first.clamp(min=0) if isinstance(first, Tensor) else max(first, 0)
+
+
+def is_token(mask: Any, batch: int, fed: int, past: int, device: torch.device) -> Tensor | None:
+    """Return which new tokens are no padding, by a stock mask's own diagonal.
+
+    Parameters
+    ----------
+    mask
+        What a stock layer gets: None, bool or additive ``[B or 1, 1, N, M]``, 2-D, or a block mask.
+    batch, fed, past
+        Rows B, new tokens N of each, and the columns fed before them.
+    device
+        Where the result is made.
+
+    Returns
+    -------
+    Tensor or None
+        Bool ``[B, N]``; None where all are.
+    """
+    if mask is None:
+        return None
+    query_N = torch.arange(fed, device=device)
+    column_N = query_N + (past - first_column(mask, past, fed))
+    if isinstance(mask, BlockMask):
+        row_B1 = torch.arange(batch, device=device)[:, None]
+        valid_BN = mask.mask_mod(row_B1, torch.zeros_like(row_B1), query_N[None], column_N[None])
+    elif mask.ndim == 4:
+        valid_BN = _sees(mask[:, 0, query_N.to(mask.device), column_N.to(mask.device)])
+    else:
+        valid_BN = mask[:, -fed:].bool()
+    valid_BN = valid_BN.to(device).expand(batch, -1)
+    return None if bool(valid_BN.all()) else valid_BN
+
+
+def visible(mask: Any, batch: int, length: int, device: torch.device) -> Tensor:
+    """Return who sees whom in a pass at full length, every token at least itself: bool ``[B or 1, 1, N, N]``.
+
+    ``mask`` is what a stock layer gets, as for :func:`is_token`.
+    """
+    own_NN = torch.eye(length, dtype=torch.bool, device=device)
+    if mask is None:
+        return causal(length, device)[None, None]
+    if isinstance(mask, BlockMask):
+        row = torch.arange(batch, device=device)[:, None, None, None]
+        column_N = torch.arange(length, device=device)
+        return mask.mask_mod(row, torch.zeros_like(row), column_N[:, None], column_N) | own_NN
+    if mask.ndim == 2:
+        return (causal(length, device) & mask.bool()[:, None, None]) | own_NN
+    return _sees(mask) | own_NN
+
+
+def seen_by(mask: Any, query_B: Tensor, fed: int) -> Tensor | None:
+    """Return which keys one of the ``fed`` queries of each row sees: bool ``[B, M]``; None without a mask.
+
+    ``mask`` is what a stock layer gets, as for :func:`is_token`.
+    """
+    if mask is None:
+        return None
+    batch, columns = len(query_B), mask.shape[-1]
+    row_B, column_M = torch.arange(batch, device=query_B.device), torch.arange(columns, device=query_B.device)
+    if isinstance(mask, BlockMask):
+        row_B1 = row_B[:, None]
+        return mask.mask_mod(row_B1, torch.zeros_like(row_B1), query_B[:, None], column_M)
+    if mask.ndim == 2:
+        return mask.bool() & (column_M <= query_B[:, None] + columns - fed)
+    return _sees(mask.expand(batch, -1, -1, -1)[row_B, 0, query_B])
+
+
+def hide(mask: Any, keep_BN: Tensor) -> Any:
+    """Hide the keys of tokens that are not kept from all other queries, in a stock mask of a full pass.
+
+    ``mask`` is any that :func:`is_token` takes but a 2-D one, which cannot say that a token sees only itself.
+    """
+    batch, length = keep_BN.shape
+    if isinstance(mask, BlockMask):
+        padded_BN = nn.functional.pad(keep_BN, (0, -length % BLOCK))
+        stock = mask.mask_mod
+
+        def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return (stock(row, head, query, key) & padded_BN[row, key]) | (query == key)
+
+        return create_block_mask(sees, batch, None, length, length, device=str(keep_BN.device))
+    seen = visible(mask, batch, length, keep_BN.device)
+    own_NN = torch.eye(length, dtype=torch.bool, device=keep_BN.device)
+    seen = (seen & keep_BN[:, None, None]) | own_NN
+    return _formed(seen, mask)
+
+
+def _sees(mask: Tensor) -> Tensor:
+    return mask if mask.dtype == torch.bool else mask == 0
+
+
+def _formed(sees: Tensor, like: Tensor | None) -> Tensor:
+    """Return a bool mask in the form of a stock one: bool, or additive."""
+    if like is None or like.dtype == torch.bool:
+        return sees
+    return torch.zeros_like(sees, dtype=like.dtype).masked_fill_(~sees, torch.finfo(like.dtype).min)
+
+
+class View:
+    """What the layers >= l see of one call.
+
+    Parameters
+    ----------
+    fed, past
+        New tokens N of each row, and the columns fed before them: a tensor in a static cache.
+    column_BS, valid_BS
+        The column of each slot of the keys, int64, and which slots hold a token.
+    column_BL
+        The column of each query; None for a decoded token, which sees every valid slot.
+    index_BL
+        Which of the new tokens enter; None where all do, as they are.
+    sees_all
+        Whether plain causal attention over the slots, or one query that sees them all, is right.
+    is_flash
+        Whether masks are 2-D, over the keys alone.
+    """
+
+    def __init__(
+        self,
+        fed: int,
+        past: Any,
+        column_BS: Tensor,
+        valid_BS: Tensor,
+        column_BL: Tensor | None = None,
+        index_BL: Tensor | None = None,
+        sees_all: bool = False,
+        is_flash: bool = False,
+    ) -> None:
+        self.fed, self.past = fed, past
+        self.column_BS, self.valid_BS = column_BS, valid_BS
+        self.column_BL, self.index_BL = column_BL, index_BL
+        self.sees_all, self.is_flash = sees_all, is_flash
+        self._masks: list[tuple[Any, Any]] = []  # what was made, for layers share their arguments
+        self._gathered: list[tuple[Any, Any]] = []
+
+    def arguments(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments of a stock layer as a sparse layer gets them; the first one is ready."""
+        if self.index_BL is not None:
+            args = (*args[:1], *(self._gather(value) for value in args[1:]))
+            kwargs = {name: value if name == MASK else self._gather(value) for name, value in kwargs.items()}
+        if MASK in kwargs:
+            kwargs[MASK] = self.mask(kwargs[MASK])
+        return args, kwargs
+
+    def mask(self, mask: Any) -> Any:
+        """Return who sees whom among the slots, in the form of the stock mask, which has the columns."""
+        for seen, made in self._masks:
+            if seen is mask:
+                return made
+        made = self._without_mask() if mask is None else self._from_mask(mask)
+        self._masks.append((mask, made))
+        return made
+
+    def _gather(self, value: Any) -> Any:
+        if self.index_BL is None or not isinstance(value, Tensor | tuple | list | dict):
+            return value
+        for seen, made in self._gathered:
+            if seen is value:
+                return made
+        made = gather_argument(value, self.index_BL, self.fed)
+        self._gathered.append((value, made))
+        return made
+
+    def _without_mask(self) -> Tensor | None:
+        # Positions with gaps look like packed rows to flash attention, unless a mask is there.
+        if self.sees_all and not (self.is_flash and self.index_BL is not None):
+            return None
+        if self.is_flash:
+            return self.valid_BS.long()
+        if self.column_BL is None:
+            return self.valid_BS[:, None, None]
+        return (self.valid_BS[:, None] & (self.column_BS[:, None] <= self.column_BL[..., None]))[:, None]
+
+    def _from_mask(self, mask: Any) -> Any:
+        column_BS, valid_BS = self.column_BS, self.valid_BS
+        first, columns = first_column(mask, self.past, self.fed), mask.shape[-1]
+        if isinstance(first, Tensor) or first:
+            column_BS = column_BS - first
+            valid_BS = valid_BS & (column_BS >= 0)
+            column_BS = column_BS.clamp(min=0)
+        column_BS = column_BS.clamp(max=columns - 1)  # slots that hold nothing may have any column
+        if isinstance(mask, BlockMask):
+            return self._block_mask(mask, column_BS, valid_BS)
+        column_BS, valid_BS = column_BS.to(mask.device), valid_BS.to(mask.device)
+        if mask.ndim == 2:
+            return mask.expand(len(column_BS), -1).gather(1, column_BS) * valid_BS
+        mask_BHLM = mask.expand(len(column_BS), -1, -1, -1)
+        if self.index_BL is not None:
+            mask_BHLM = gather_tokens(mask_BHLM.transpose(1, 2), self.index_BL).transpose(1, 2)
+        _, heads, queries, _ = mask_BHLM.shape
+        mask_BHLS = mask_BHLM.gather(3, column_BS[:, None, None].expand(-1, heads, queries, -1))
+        if mask.dtype == torch.bool:
+            return mask_BHLS & valid_BS[:, None, None]
+        return mask_BHLS.masked_fill(~valid_BS[:, None, None], torch.finfo(mask.dtype).min)
+
+    def _block_mask(self, mask: BlockMask, column_BS: Tensor, valid_BS: Tensor) -> BlockMask:
+        batch, slots = column_BS.shape
+        query_BL = self.index_BL
+        if query_BL is None:
+            query_BL = torch.arange(self.fed, device=column_BS.device).expand(batch, -1)
+        queries, edge = query_BL.shape[1], (0, -slots % BLOCK)  # blocks are whole
+        query_BL = nn.functional.pad(query_BL, (0, -queries % BLOCK))
+        column_BS, valid_BS = nn.functional.pad(column_BS, edge), nn.functional.pad(valid_BS, edge)
+        stock = mask.mask_mod
+
+        def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return valid_BS[row, key] & stock(row, head, query_BL[row, query], column_BS[row, key])
+
+        return create_block_mask(sees, batch, None, queries, slots, device=str(column_BS.device))

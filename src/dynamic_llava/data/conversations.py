@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from dynamic_llava.chat.ask import PLACEHOLDER
+from dynamic_llava.chat.prompt import PLACEHOLDER
 from dynamic_llava.data.entries import entries
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}

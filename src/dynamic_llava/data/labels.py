@@ -12,8 +12,7 @@ from typing import Any
 from PIL import Image
 from transformers import ProcessorMixin
 
-from dynamic_llava.chat import ask as chat
-from dynamic_llava.chat.ask import PLACEHOLDER, text_part
+from dynamic_llava.chat.prompt import PLACEHOLDER, apply_template, assistant_turn, user_turn
 from dynamic_llava.data.conversations import BadSample, Conversation
 
 
@@ -37,13 +36,17 @@ def render(processor: ProcessorMixin, conversation: Conversation) -> Rendered:
     BadSample
         If the template rewrites earlier turns, so that training would not see what inference does.
     """
-    messages = _messages(conversation)
+    messages = [
+        turn
+        for question, answer in conversation.turns
+        for turn in (user_turn(question), assistant_turn(answer))
+    ]
     text, spans = "", []
-    whole = chat.render(processor, messages)
+    whole = apply_template(processor, messages)
     done = 0  # how much of `whole` is in `text`
     for number in range(1, len(messages), 2):
-        asked = chat.render(processor, messages[:number], add_generation_prompt=True)
-        answered = chat.render(processor, messages[: number + 1])
+        asked = apply_template(processor, messages[:number], add_generation_prompt=True)
+        answered = apply_template(processor, messages[: number + 1])
         if not (whole.startswith(asked) and whole.startswith(answered.rstrip())):
             raise BadSample(
                 f"{conversation.name}: the chat template rewrites earlier turns; it cannot be trained on"
@@ -110,16 +113,3 @@ def _expanded(ids: list[int], plain: Sequence[int], spans: Sequence[int], pictur
     if len(result) != len(ids):
         raise BadSample("the processor does more than repeat image tokens; it cannot be trained with")
     return result
-
-
-def _messages(conversation: Conversation) -> list[dict[str, Any]]:
-    messages = []
-    for question, answer in conversation.turns:
-        first, *rest = question.split(PLACEHOLDER)
-        content = [text_part(first)]
-        for text in rest:
-            content += [{"type": "image"}, text_part(text)]
-        content = [part for part in content if part.get("text") != ""]
-        messages.append({"role": "user", "content": content})
-        messages.append({"role": "assistant", "content": [text_part(answer)]})
-    return messages

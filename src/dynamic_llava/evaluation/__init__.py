@@ -13,9 +13,7 @@ from dynamic_llava.evaluation.results import environment
 from dynamic_llava.evaluation.tables import table
 from dynamic_llava.evaluation.tasks import Question, questions
 
-RESULTS = Path("evidence") / "results"
-
-__all__ = ["default_output", "evaluate", "table"]
+__all__ = ["evaluate", "table"]
 
 
 def evaluate(
@@ -91,13 +89,3 @@ def _asked(
     if any(option is not None for option in (data, images, max_new_tokens)):
         raise ValueError(f"--data, --images and --max-new-tokens go with task generation, not with {task}")
     return questions(task, limit)
-
-
-def default_output(task: str, model: str, dense: bool, limit: int | None) -> Path | None:
-    """Return where a full result belongs, or None.
-
-    Limited runs, other folders and a user's own data (``generation``) keep nothing unasked.
-    """
-    if limit is not None or task == "generation" or not RESULTS.is_dir():
-        return None
-    return RESULTS / f"{task}-{Path(model).name}-{'dense' if dense else 'sparse'}.json"

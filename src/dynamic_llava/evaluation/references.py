@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dynamic_llava.chat.ask import PLACEHOLDER
 from dynamic_llava.chat.images import open_image
+from dynamic_llava.chat.prompt import PLACEHOLDER
 from dynamic_llava.data.conversations import rounds
 from dynamic_llava.data.entries import entries
 from dynamic_llava.evaluation.tasks import Question

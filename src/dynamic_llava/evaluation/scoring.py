@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
-from dynamic_llava.chat.ask import chat_answer
+from dynamic_llava.chat.prompt import chat_answer
 from dynamic_llava.evaluation.batches import Kept, encode_questions
 from dynamic_llava.evaluation.tasks import Question
 from dynamic_llava.sparsifier import Sparsifier

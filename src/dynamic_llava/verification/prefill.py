@@ -5,11 +5,12 @@ Legend: B batch, I image tokens, N tokens, L kept tokens, H key heads, S tokens 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from dynamic_llava.core.cache import Context, SparseLayer, context_of
 from dynamic_llava.verification.comparison import Comparison
 from dynamic_llava.verification.files import GoldenFile
 from dynamic_llava.verification.probe import Probe
@@ -44,10 +45,12 @@ def check_prefill(subject: Subject, file: GoldenFile, comparison: Comparison) ->
 
 def compare_cache(comparison: Comparison, cache: Any) -> None:
     """Compare keys (after the rotary embedding) and values ``[B, H, S, D]`` of the layers in the file."""
+    slots = cast(Context, context_of(cache)).slots
     for key in comparison.file.starting("k_layer") + comparison.file.starting("v_layer"):
         layer = cache.layers[int(key.removeprefix(key[0] + "_layer"))]
         stored_BHSD = layer.keys if key[0] == "k" else layer.values
-        valid_BS = layer.stage.valid_BS[:, : stored_BHSD.shape[2]]
+        valid_BS = slots.valid_BS if isinstance(layer, SparseLayer) else slots.is_token_BN(layer.used)
+        stored_BHSD = stored_BHSD[:, :, : valid_BS.shape[1]]
         rows = [stored_HSD[:, valid_S] for stored_HSD, valid_S in zip(stored_BHSD, valid_BS, strict=True)]
         if len({row.shape for row in rows}) > 1:
             comparison.fail(key, "the rows hold different numbers of tokens")

@@ -81,7 +81,7 @@ class Probe:
         self.dense_positions_BN.append(kwargs["position_ids"])
 
     def _enter_sparse(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        key_weights = kwargs["key_weights"]
+        key_weights = kwargs.get("key_weights")
         self.hidden_BLC.append(args[0].detach())
         self.positions_BL.append(kwargs["position_ids"])
         self.policy_BN.append(None if key_weights is None else key_weights.policy_BN.detach())

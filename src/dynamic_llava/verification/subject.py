@@ -19,7 +19,7 @@ from dynamic_llava.checkpoints import load_model
 from dynamic_llava.checkpoints.official.layout import to_ours
 from dynamic_llava.checkpoints.official.projectors import STOCK
 from dynamic_llava.config import SparsityConfig
-from dynamic_llava.core.placeholders import question_mask
+from dynamic_llava.core.question import question_mask
 from dynamic_llava.core.report import Report
 from dynamic_llava.sparsifier import Sparsifier
 from dynamic_llava.verification.files import GoldenFile
@@ -126,7 +126,8 @@ class Subject:
         positions_KI = is_image_BN.flatten().nonzero().view(-1, self.image_tokens)
         prompt_BN = torch.arange(length) < answer_start_B[:, None]
         marker = self.config.prompt_marker
-        droppable_BN = question_mask(input_ids_BN, positions_KI, prompt_BN, marker)  # all but its last token
+        # All but its last token.
+        droppable_BN = question_mask(input_ids_BN, list(positions_KI), prompt_BN, marker)
         image_end_B = positions_KI[:, -1] % length + 1
         image_start_B = image_end_B - self.image_tokens
         question_B = (answer_start_B - 1 - droppable_BN.sum(-1)).maximum(image_end_B)

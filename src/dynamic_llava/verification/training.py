@@ -6,10 +6,12 @@ Legend: B batch, T tokens with one placeholder, N tokens, A tokens of a padded s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from dynamic_llava.core.sampled import Sampled
 from dynamic_llava.verification.comparison import Comparison
 from dynamic_llava.verification.files import GoldenFile
 from dynamic_llava.verification.probe import Probe
@@ -126,14 +128,14 @@ def _to_the_right(left_BA2: Tensor, length_B: Tensor) -> Tensor:
 
 
 def _compare_masks(subject: Subject, probe: Probe, batch: _Batch, comparison: Comparison) -> None:
-    report = subject.report
-    if report.image_mask_BI is not None:
-        comparison.close("image_mask", report.image_mask_BI, MASK_TOLERANCE)
+    sampled = cast(Sampled, subject.sparsifier.sampled)
+    if sampled.image_masks:
+        comparison.close("image_mask", torch.stack(list(sampled.image_masks)), MASK_TOLERANCE)
     if probe.image_logits_KI2:
         comparison.close("image_score_predictor_logits", probe.image_logits_KI2[0])
     texts = (
-        ("output_text", batch.answer_BN, report.text_mask_BN, probe.text_logits_BN2),
-        ("instruct", batch.question_BN, report.prompt_mask_BN, probe.prompt_logits_BN2),
+        ("output_text", batch.answer_BN, sampled.text_mask_BN, probe.text_logits_BN2),
+        ("instruct", batch.question_BN, sampled.prompt_mask_BN, probe.prompt_logits_BN2),
     )
     for name, span_BN, mask_BN, logits_BA2 in texts:
         length_B1 = span_BN.sum(-1, keepdim=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from dynamic_llava.core.attention.definition import masked_softmax
-from dynamic_llava.core.masks import causal
+from dynamic_llava.core.view import causal
 from dynamic_llava.verification.comparison import Comparison
 from dynamic_llava.verification.files import GoldenFile
 from dynamic_llava.verification.training import OFFICIAL_EPS

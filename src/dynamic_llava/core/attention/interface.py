@@ -1,34 +1,31 @@
-"""Attention with policy-weighted keys, for the masked pass of training.
+"""Attention with weighted keys, for the masked pass of training, and with a probe.
 
-The stock layers call it through transformers' ``AttentionInterface``; without a policy they get the stock
-function.
+The stock layers call it through transformers' ``AttentionInterface``; nothing else needs it, so a model gets
+it at the first call that does.
 
 Legend: B batch, N tokens, H heads, G key/value heads, D head size.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
-from transformers.integrations.flex_attention import flex_attention_forward
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.models.llama.modeling_llama import eager_attention_forward
+from transformers import AttentionInterface, PreTrainedConfig
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from dynamic_llava.core.attention.blocked import masked_attention
 from dynamic_llava.core.attention.definition import masked_softmax
 from dynamic_llava.core.attention.probe import Probe
 
-STOCK_ATTENTION = {
-    "sdpa": sdpa_attention_forward,
-    "eager": eager_attention_forward,
-    "flex_attention": flex_attention_forward,
-}
+IMPLEMENTATIONS = ("sdpa", "eager", "flex_attention", "flash_attention_2")
+PREFIX = "dynamic_llava_"
 
 
 @dataclass(frozen=True)
@@ -81,10 +78,17 @@ def _attend(
         return (weights_BHNN @ v_BHND.float()).to(v_BHND.dtype)
 
 
-def _policy_attention(stock: Any) -> Any:
-    """Return ``stock``, extended by ``key_weights``, which take its place, and a probe."""
+@dataclass(frozen=True)
+class _Named:
+    """The attention function that transformers calls by a name of ours.
 
-    def forward(
+    It is the stock one, extended by ``key_weights``, which take its place, and a probe.
+    """
+
+    implementation: str
+
+    def __call__(
+        self,
         module: nn.Module,
         query: Tensor,
         key: Tensor,
@@ -97,17 +101,60 @@ def _policy_attention(stock: Any) -> Any:
         if probe is not None:
             probe.look(query, key, kwargs["scaling"])
         if key_weights is None:
-            return stock(module, query, key, value, attention_mask, **kwargs)
+            out = self._stock(module)(self._named(module), query, key, value, attention_mask, **kwargs)
+            return cast(tuple[Tensor, Tensor | None], out)
         if kwargs.get("dropout"):
             raise ValueError("attention_dropout is not supported in the training pass: set it to 0")
         out = key_weights.attend(query, key, value, attention_mask, kwargs["scaling"])
         return out.transpose(1, 2).contiguous(), None
 
-    return forward
+    def _stock(self, module: nn.Module) -> Any:
+        if self.implementation == "eager":  # each model has its own
+            return sys.modules[type(module).__module__].eager_attention_forward
+        return ALL_ATTENTION_FUNCTIONS[self.implementation]
+
+    def _named(self, module: nn.Module) -> Any:
+        """Return the module as its stock function knows it: that of flash attention asks for its own name."""
+        if "flash" not in self.implementation:
+            return module
+        return _Seen(module, config=_Seen(module.config, _attn_implementation=self.implementation))
 
 
-def register(implementation: str) -> str:
-    """Make the policy-aware form of a stock attention known to transformers and return its name."""
-    name = f"dynamic_llava_{implementation}"
-    AttentionInterface.register(name, _policy_attention(STOCK_ATTENTION[implementation]))
-    return name
+class _Seen:
+    """An object seen with some of its attributes changed."""
+
+    def __init__(self, seen: Any, **changed: Any) -> None:
+        self.__dict__.update(changed, _seen=seen)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_seen"], name)
+
+
+def use(layers: Iterable[nn.Module]) -> list[tuple[nn.Module, Any]]:
+    """Let the attention of ``layers`` take key weights and probes; return each module with its own config.
+
+    They get a config of their own: the shared one, which users read and set, stays as it is. A call without
+    key weights and probes computes what it did before.
+    """
+    changed: list[tuple[nn.Module, Any]] = []
+    copies: dict[int, Any] = {}
+    for module in (module for layer in layers for module in layer.modules()):
+        config = getattr(module, "config", None)
+        if not isinstance(config, PreTrainedConfig):
+            continue
+        if id(config) not in copies:
+            copies[id(config)] = copy.copy(config)
+            copies[id(config)]._attn_implementation = PREFIX + config._attn_implementation
+        changed.append((module, config))
+        module.config = copies[id(config)]
+    return changed
+
+
+def give_back(changed: Iterable[tuple[nn.Module, Any]]) -> None:
+    """Undo :func:`use`."""
+    for module, config in changed:
+        module.config = config
+
+
+for _implementation in IMPLEMENTATIONS:  # at import, so that an unpickled model finds its functions
+    AttentionInterface.register(PREFIX + _implementation, _Named(_implementation))

@@ -16,11 +16,9 @@ class Probe:
     ----------
     query_B
         Which query of each row, int64.
-    visible
-        Bool ``[B or 1, 1, Q, S]``; None stands for plain causal attention, or for a decoded token that sees
-        every slot.
-    every_layer
-        Whether it looks at all layers of its stage, and not only at the last.
+    seen_BS
+        Which keys it sees; None stands for plain causal attention, or for a decoded token that sees every
+        slot.
 
     Attributes
     ----------
@@ -28,10 +26,9 @@ class Probe:
         Attention to each key, float32, mean over heads, summed over layers; None before a layer ran.
     """
 
-    def __init__(self, query_B: Tensor, visible: Tensor | None, every_layer: bool = False) -> None:
+    def __init__(self, query_B: Tensor, seen_BS: Tensor | None) -> None:
         self.query_B = query_B
-        self.visible = visible
-        self.every_layer = every_layer
+        self.seen_BS = seen_BS
         self.weights_BS: Tensor | None = None
 
     def look(self, q_BHQD: Tensor, k_BGSD: Tensor, scaling: float) -> None:
@@ -41,12 +38,11 @@ class Probe:
         query_B = self.query_B.to(q_BHQD.device)
         q_BGRD = q_BHQD[rows_B, :, query_B].unflatten(1, (groups, -1))
         scores_BGRS = (q_BGRD @ k_BGSD.mT).float() * scaling
-        if self.visible is None:
+        seen_BS = self.seen_BS
+        if seen_BS is None:
             last_B1 = query_B[:, None] + keys - q_BHQD.shape[2]
             seen_BS = torch.arange(keys, device=query_B.device) <= last_B1
-        else:
-            seen_BS = self.visible.expand(batch, -1, -1, -1)[rows_B, 0, query_B]
-        scores_BGRS = scores_BGRS.masked_fill(~seen_BS[:, None, None], -torch.inf)
+        scores_BGRS = scores_BGRS.masked_fill(~seen_BS[:, None, None].to(scores_BGRS.device), -torch.inf)
         weights_BS = scores_BGRS.softmax(-1).mean((1, 2))
         self.weights_BS = (
             weights_BS if self.weights_BS is None else self.weights_BS + weights_BS.to(query_B.device)

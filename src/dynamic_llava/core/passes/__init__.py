@@ -1,14 +1,6 @@
-"""The modes of a decoder's pass: cached, without cache, and masked at full length.
+"""The four ways to run the decoder: prefill, decode, recompute and masked.
 
-Each mode is one class with the same three methods: ``open`` gives the mask of the dense layers, ``select``
-what enters the sparse layers, ``close`` ends the pass. ``select`` is the only place where tokens are dropped.
+Each is one class with the same three methods: ``select`` decides at layer l, and is the only place where
+tokens are dropped; ``arguments`` gives every later layer its own view of the stock arguments; ``close`` ends
+the pass.
 """
-
-from __future__ import annotations
-
-from dynamic_llava.core.passes.base import Inputs, Pass, Tokens
-from dynamic_llava.core.passes.cached import CachedPass
-from dynamic_llava.core.passes.masked import MaskedPass
-from dynamic_llava.core.passes.recompute import PromptState, RecomputePass
-
-__all__ = ["CachedPass", "Inputs", "MaskedPass", "Pass", "PromptState", "RecomputePass", "Tokens"]

@@ -1,6 +1,6 @@
-"""What the modes of a pass share: what flows through them, decisions on a prompt, removing tokens.
+"""What a call brings with it, and what the four passes share.
 
-Legend: B batch, K pictures, I image tokens, N tokens fed, L tokens kept, S keys, C channels.
+Legend: B batch, K pictures, I image tokens, N tokens fed, L tokens kept, S slots, C channels.
 """
 
 from __future__ import annotations
@@ -8,149 +8,198 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dynamic_llava.core.attention.interface import KeyWeights
 from dynamic_llava.core.attention.probe import Probe
-from dynamic_llava.core.cache import SparseCache
-from dynamic_llava.core.placeholders import question_mask
+from dynamic_llava.core.decisions import Decisions
+from dynamic_llava.core.question import question_mask
 from dynamic_llava.core.report import Report
-from dynamic_llava.core.view import gather_tokens, ordinals, right_align
-
-if TYPE_CHECKING:
-    from dynamic_llava.sparsifier import Sparsifier
-
-
-@dataclass
-class Tokens:
-    """What flows into a stage of the decoder.
-
-    ``visible`` is bool ``[B, 1, N, S]`` or None (plain causal); ``key_weights`` are those of a training pass,
-    or None; ``probe`` looks at the attention of a stage's last layer.
-    """
-
-    hidden_BNC: Tensor
-    position_ids: Tensor
-    visible: Tensor | None
-    key_weights: KeyWeights | None = None
-    probe: Probe | None = None
+from dynamic_llava.core.view import MASK, View, gather_tokens, is_token, ordinals, right_align, seen_by
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """What a pass knows of its tokens besides their embeddings.
+class PromptState:
+    """What a run without a cache must remember; ``generate()`` hands it back in the place of a cache."""
 
-    ``image_positions_KI`` says where the tokens of each picture lie in the flattened ``[B * N]`` input, None
-    without pictures; ``token_ids_BN`` is None where embeddings were given.
-    """
+    length: int
+    report: Report
 
-    image_positions_KI: Tensor | None
-    token_ids_BN: Tensor | None
-    attention_mask: Tensor | None
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Do nothing: there are no keys, and all rows share the prompt's length."""
 
 
-class Pass(ABC):
-    """One mode of the decoder's pass.
+@dataclass(frozen=True)
+class Given:
+    """What a call brings: only the multimodal model sees all of it, so it travels to the decoder's layers.
 
     Parameters
     ----------
-    sparsifier
+    pictures
+        Where the tokens of each picture lie in the flattened ``[B * N]`` input, int64 ``[I]`` each.
+    token_ids_BN
+        None where embeddings were given.
+    attention_mask
+        As it was given.
+    answer_mask_BN, prompt_mask_BN
+        Droppable output tokens and prompt tokens, bool; the first asks for a masked pass.
+    prompt
+        That of an earlier step without a cache, or None.
+    """
+
+    pictures: Sequence[Tensor] = ()
+    token_ids_BN: Tensor | None = None
+    attention_mask: Any = None
+    answer_mask_BN: Tensor | None = None
+    prompt_mask_BN: Tensor | None = None
+    prompt: PromptState | None = None
+
+
+class Pass(ABC):
+    """One way to run the decoder: what its layers >= l see.
+
+    Parameters
+    ----------
+    decisions
         Makes the decisions.
     report
         Records them.
     given
-        See :class:`Inputs`.
+        What the call brings.
+    is_flash
+        Whether masks are 2-D, over the keys alone.
+
+    Attributes
+    ----------
+    view
+        What the layers >= l see, after :meth:`select`.
     """
 
-    cache: SparseCache | None = None
+    view: View
 
-    def __init__(self, sparsifier: Sparsifier, report: Report, given: Inputs) -> None:
-        self.sparsifier = sparsifier
+    def __init__(self, decisions: Decisions, report: Report, given: Given, is_flash: bool) -> None:
+        self.decisions = decisions
         self.report = report
         self.given = given
+        self.is_flash = is_flash
+        self.past: Any = 0
+        self.ranking: Probe | None = None
+
+    def begin(self, batch: int, length: int) -> None:
+        """Begin a pass of ``length`` tokens a row, before any layer runs."""
+        return
 
     @abstractmethod
-    def open(self, hidden_BNC: Tensor) -> Tensor | None:
-        """Return who sees whom in the dense layers."""
+    def prompt(self, mask: Any, batch: int, length: int, device: torch.device) -> Tensor:
+        """Return which of the tokens fed belong to the prompt: bool ``[B, N]``."""
 
     @abstractmethod
-    def prompt(self, batch: int, length: int, device: torch.device) -> Tensor:
-        """Return which of the tokens fed belong to the prompt: bool ``[B, N]``, after :meth:`open`."""
+    def select(self, hidden_BNC: Tensor, mask: Any) -> Tensor:
+        """Decide at layer l, given what enters it and its stock mask; return what enters it then."""
 
-    @abstractmethod
-    def select(self, tokens: Tokens) -> Tokens:
-        """Return what enters the sparse layers."""
-
-    def close(self) -> Any:
-        """End the pass; return what the caller gets as ``past_key_values``."""
+    def close(self) -> PromptState | None:
+        """End the pass; return what the caller gets in the place of a cache, where there is none."""
+        self.report.end_pass()
         return None
 
-    def probe(self, hidden_BNC: Tensor, visible: Tensor | None) -> Probe | None:
-        """Return what looks at the last prompt token's attention, where that ranks image tokens."""
-        if self.given.image_positions_KI is None or not self.sparsifier.reads_attention:
-            return None
+    @property
+    def needs_ranking(self) -> bool:
+        """Whether the last dense layer is to be looked at."""
+        return bool(self.given.pictures) and self.decisions.reads_attention
+
+    @property
+    def needs_attention(self) -> bool:
+        """Whether it asks more of the attention of the layers than the stock function gives."""
+        return self.needs_ranking
+
+    def look(self, hidden_BNC: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments of the last dense layer, with a probe of the last prompt token's attention."""
         batch, length, _ = hidden_BNC.shape
-        column_N = torch.arange(length, device=hidden_BNC.device)
-        last_B = (column_N * self.prompt(batch, length, hidden_BNC.device)).amax(-1)
-        return Probe(last_B, visible)
+        mask, column_N = kwargs.get(MASK), torch.arange(length, device=hidden_BNC.device)
+        last_B = (column_N * self.prompt(mask, batch, length, hidden_BNC.device)).amax(-1)
+        self.ranking = Probe(last_B, seen_by(mask, last_B, length))
+        return kwargs | {"probe": self.ranking}
 
-    def attention(self, tokens: Tokens) -> Tensor | None:
-        """Return the probe's attention to each picture's image tokens, ``[K, I]``; None without a probe."""
-        if tokens.probe is None or self.given.image_positions_KI is None:
-            return None
-        length = tokens.hidden_BNC.shape[1]
-        past = 0 if self.cache is None else int(self.cache.get_seq_length()) - length
-        weights_BS = cast(Tensor, tokens.probe.weights_BS)
-        return weights_BS[:, past : past + length].flatten()[self.given.image_positions_KI]
+    def arguments(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments of a stock layer as a sparse layer gets them."""
+        return self.view.arguments(args, kwargs)
 
-    def keep_images(self, tokens: Tokens) -> Tensor | None:
+    def attention(self, length: int) -> list[Tensor]:
+        """Return the attention that the probe saw, for each picture: ``[I]``; nothing without a probe."""
+        if self.ranking is None or self.ranking.weights_BS is None:
+            return []
+        past = int(self.past)
+        weights = self.ranking.weights_BS[:, past : past + length].flatten()
+        return [weights[picture_I] for picture_I in self.given.pictures]
+
+    def keep_images(self, hidden_BNC: Tensor) -> Tensor | None:
         """Decide on the image tokens; return a bool ``[B, N]``, or None where nothing is dropped."""
-        positions_KI, hidden_BNC = self.given.image_positions_KI, tokens.hidden_BNC
-        if positions_KI is None:
+        pictures, (batch, length, _) = self.given.pictures, hidden_BNC.shape
+        if not pictures:
             return None
-        batch, length, _ = hidden_BNC.shape
-        hidden_KIC = hidden_BNC.flatten(0, 1)[positions_KI]
-        kept_KI, scores_KI = self.sparsifier.keep_image_tokens(hidden_KIC, self.attention(tokens))
-        self.report.add_images((positions_KI[:, 0] // length).tolist(), batch, kept_KI, scores_KI)
-        if not self.sparsifier.drops_image_tokens(kept_KI.shape[1]):
+        decided = self.decisions.keep_image_tokens(hidden_BNC, pictures, self.attention(length))
+        rows_K = (torch.stack([picture_I[0] for picture_I in pictures]) // length).tolist()
+        self.report.add_images(rows_K, batch, decided)
+        if all(scores_I is None for _, scores_I in decided):
             return None
-        keep_BN = torch.ones(batch * length, dtype=torch.bool, device=hidden_BNC.device)
-        keep_BN[positions_KI] = kept_KI
-        return keep_BN.view(batch, length)
+        keep = torch.ones(batch * length, dtype=torch.bool, device=hidden_BNC.device)
+        keep[torch.cat(list(pictures))] = torch.cat([kept_I for kept_I, _ in decided])
+        return keep.view(batch, length)
 
     def keep_prompt(self, hidden_BNC: Tensor, droppable_BN: Tensor) -> Tensor:
         """Decide on those prompt tokens that may be dropped; return a bool ``[B, N]``."""
-        kept_BN = self.sparsifier.keep_prompt_tokens(hidden_BNC, ordinals(droppable_BN)) | ~droppable_BN
+        kept_BN = self.decisions.keep_prompt_tokens(hidden_BNC, ordinals(droppable_BN)) | ~droppable_BN
         self.report.add_prompt(kept_BN, droppable_BN)
         return kept_BN
 
     def question(self, valid_BN: Tensor) -> Tensor:
         """Return which tokens of a prompt, ``valid_BN``, may be dropped: bool ``[B, N]``."""
-        given, marker = self.given, self.sparsifier.config.prompt_marker
-        return question_mask(given.token_ids_BN, given.image_positions_KI, valid_BN, marker)
+        given, marker = self.given, self.decisions.config.prompt_marker
+        return question_mask(given.token_ids_BN, given.pictures, valid_BN, marker)
+
+    def valid(self, mask: Any, batch: int, length: int, device: torch.device) -> Tensor:
+        """Return which of the tokens fed are no padding, by the stock mask: bool ``[B, N]``."""
+        valid_BN = is_token(mask, batch, length, int(self.past), device)
+        if valid_BN is None:
+            return torch.ones(batch, length, dtype=torch.bool, device=device)
+        return valid_BN
 
 
-def keep_only(
-    tokens: Tokens, valid_BN: Tensor, keeps: Sequence[Tensor | None]
-) -> tuple[Tokens, Tensor, Tensor]:
-    """Remove the tokens that one of ``keeps`` (bool ``[B, N]``; None keeps all) drops, and padding with them.
+@dataclass(frozen=True)
+class Entering:
+    """The tokens that enter layer l, aligned to the right.
 
-    Returns
-    -------
-    selected, index_BL, valid_BL
-        What remains, aligned to the right, where it comes from, and which columns are no padding. Where
-        nothing may be dropped, the tokens as they are.
+    ``index_BL`` says where they come from, None where all do as they are; ``valid_BL`` which are no padding.
     """
-    batch, length = valid_BN.shape
-    if all(keep_BN is None for keep_BN in keeps):
-        every_BN = torch.arange(length, device=valid_BN.device).expand(batch, -1)
-        return tokens, every_BN, valid_BN
-    for keep_BN in keeps:
-        valid_BN = valid_BN if keep_BN is None else valid_BN & keep_BN
-    index_BL, valid_BL = right_align(valid_BN)
-    positions = tokens.position_ids.expand(*tokens.position_ids.shape[:-2], batch, length)
-    positions = positions.gather(-1, index_BL.expand(*positions.shape[:-1], -1))
-    return Tokens(gather_tokens(tokens.hidden_BNC, index_BL), positions, None), index_BL, valid_BL
+
+    index_BL: Tensor | None
+    valid_BL: Tensor
+
+    @classmethod
+    def of(cls, valid_BN: Tensor, keeps: Sequence[Tensor | None]) -> Entering:
+        """Leave out what one of ``keeps`` (bool ``[B, N]``; None keeps all) drops, and padding with it."""
+        if all(keep_BN is None for keep_BN in keeps):
+            return cls(None, valid_BN)
+        for keep_BN in keeps:
+            valid_BN = valid_BN if keep_BN is None else valid_BN & keep_BN
+        return cls(*right_align(valid_BN))
+
+    @property
+    def padded_BL(self) -> Tensor | None:
+        """Which are no padding; None where none is."""
+        return None if bool(self.valid_BL.all()) else self.valid_BL
+
+    def gather(self, x_BNC: Tensor) -> Tensor:
+        """Return them of ``x_BNC``."""
+        return x_BNC if self.index_BL is None else gather_tokens(x_BNC, self.index_BL)
+
+    def columns(self, length: int, past: int) -> Tensor:
+        """Return where they stood in all that was fed, int64 ``[B, L]``."""
+        if self.index_BL is not None:
+            return self.index_BL + past
+        batch = len(self.valid_BL)
+        return torch.arange(past, past + length, device=self.valid_BL.device).expand(batch, -1)

@@ -5,52 +5,54 @@ Legend: B batch, N tokens, C channels.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from dynamic_llava.core import masks
+from dynamic_llava.core import view
 from dynamic_llava.core.attention.interface import KeyWeights
-from dynamic_llava.core.passes.base import Inputs, Pass, Tokens
+from dynamic_llava.core.decisions import Decisions
+from dynamic_llava.core.passes.base import Given, Pass
 from dynamic_llava.core.report import Report
-from dynamic_llava.core.view import ordinals
-
-if TYPE_CHECKING:
-    from dynamic_llava.sparsifier import Sparsifier
+from dynamic_llava.core.sampled import RecordedNoise, Sampled
+from dynamic_llava.core.view import MASK
 
 
 class MaskedPass(Pass):
-    """Full length, nothing removed: policies weigh keys (training, teacher forcing)."""
+    """Full length, nothing removed: keys are weighed in training, and hidden otherwise."""
 
-    def __init__(
-        self,
-        sparsifier: Sparsifier,
-        report: Report,
-        given: Inputs,
-        answer_mask_BN: Tensor,
-        prompt_mask_BN: Tensor | None,
-    ) -> None:
-        super().__init__(sparsifier, report, given)
-        self.answer_mask_BN = answer_mask_BN.bool()
-        self.prompt_mask_BN = None if prompt_mask_BN is None else prompt_mask_BN.bool()
-
-    def open(self, hidden_BNC: Tensor) -> Tensor | None:
-        """Return who sees whom; every token at least itself."""
-        batch, length, _ = hidden_BNC.shape
-        for name, mask_BN in (("answer_mask", self.answer_mask_BN), ("prompt_mask", self.prompt_mask_BN)):
-            if mask_BN is not None and mask_BN.shape != (batch, length):
-                raise ValueError(f"{name} is {tuple(mask_BN.shape)}, not [batch, tokens] = {(batch, length)}")
-        if self.sparsifier.config.sparsify_prompt and self.prompt_mask_BN is None:
+    def __init__(self, decisions: Decisions, report: Report, given: Given, is_flash: bool) -> None:
+        super().__init__(decisions, report, given, is_flash)
+        self.answer_mask_BN = cast(Tensor, given.answer_mask_BN).bool()
+        self.prompt_mask_BN = None if given.prompt_mask_BN is None else given.prompt_mask_BN.bool()
+        if decisions.config.sparsify_prompt and self.prompt_mask_BN is None:
             raise ValueError(
                 "sparsify_prompt is on: also pass prompt_mask, bool [batch, tokens], True at the prompt "
                 "tokens that may be dropped"
             )
-        attention_mask = self.given.attention_mask
-        self.visible = masks.with_diagonal(masks.visibility(attention_mask, length, hidden_BNC.device))
-        return self.visible
+        self.noise = RecordedNoise(decisions.noise)
+        self.sampled: Sampled | None = None
+        self.keep_BN = self.answer_mask_BN
+        self._masks: list[tuple[Any, Any]] = []
 
-    def prompt(self, batch: int, length: int, device: torch.device) -> Tensor:
+    @property
+    def weighs(self) -> bool:
+        """Whether keys are weighed: a 2-D mask cannot hide them from all but their own query."""
+        return self.decisions.training or self.is_flash
+
+    @property
+    def needs_attention(self) -> bool:
+        """Whether it asks more of the attention of the layers than the stock function gives."""
+        return self.weighs or self.needs_ranking
+
+    def begin(self, batch: int, length: int) -> None:
+        """Check that the masks are of this size."""
+        for name, mask_BN in (("answer_mask", self.answer_mask_BN), ("prompt_mask", self.prompt_mask_BN)):
+            if mask_BN is not None and mask_BN.shape != (batch, length):
+                raise ValueError(f"{name} is {tuple(mask_BN.shape)}, not [batch, tokens] = {(batch, length)}")
+
+    def prompt(self, mask: Any, batch: int, length: int, device: torch.device) -> Tensor:
         """Return which tokens stand before the first output token.
 
         Raises
@@ -58,47 +60,79 @@ class MaskedPass(Pass):
         ValueError
             If that is not all there is to a row's prompt: pictures come later, or rows are packed.
         """
-        attention_mask, positions_KI = self.given.attention_mask, self.given.image_positions_KI
+        pictures = self.given.pictures
         is_before_BN = self.answer_mask_BN.long().cumsum(-1) == 0
-        is_packed = attention_mask is not None and attention_mask.ndim == 4
-        if is_packed or (positions_KI is not None and not is_before_BN.flatten()[positions_KI].all()):
+        is_packed = getattr(self.given.attention_mask, "ndim", 2) == 4
+        if is_packed or not is_before_BN.flatten()[torch.cat(list(pictures))].all():
             raise ValueError(
-                f"image_policy {self.sparsifier.config.image_policy!r} ranks by the last prompt token: with "
+                f"image_policy {self.decisions.config.image_policy!r} ranks by the last prompt token: with "
                 "answer_mask give one turn a row, its picture before the answer, and a 2-D attention_mask"
             )
-        valid_BN = None if attention_mask is None else masks.token_mask(attention_mask, length)
-        return is_before_BN if valid_BN is None else is_before_BN & valid_BN
+        return is_before_BN & self.valid(mask, batch, length, device)
 
-    def select(self, tokens: Tokens) -> Tokens:
-        """Keep all tokens; weigh or hide the keys of dropped ones."""
-        decide = self._train if self.sparsifier.training else self._evaluate
-        return decide(tokens)
+    def select(self, hidden_BNC: Tensor, mask: Any) -> Tensor:
+        """Keep all tokens; decide what their keys weigh."""
+        decide = self._sample if self.decisions.training else self._decide
+        decide(hidden_BNC)
+        return hidden_BNC
 
-    def _train(self, tokens: Tokens) -> Tokens:
-        """Weigh keys by straight-through Gumbel masks."""
-        policy_BN = self.sparsifier.training_policy(
-            tokens.hidden_BNC,
-            self.given.image_positions_KI,
+    def arguments(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Exchange the mask for what a weighing attention takes, or for one that hides what is dropped."""
+        kwargs[MASK] = self._mask(kwargs.get(MASK))
+        if self.weighs:
+            kwargs["key_weights"] = self.key_weights
+        return args, kwargs
+
+    def _mask(self, mask: Any) -> Any:
+        for seen, made in self._masks:
+            if seen is mask:
+                return made
+        batch, length = self.keep_BN.shape
+        if self.weighs:
+            made = view.visible(mask, batch, length, self.keep_BN.device)
+        else:
+            made = view.hide(mask, self.keep_BN)
+        self._masks.append((mask, made))
+        return made
+
+    def _weights(self, policy_BN: Tensor) -> KeyWeights:
+        config = self.decisions.config
+        return KeyWeights(policy_BN, config.softmax_eps, config.dropped_key_bound, config.masked_softmax)
+
+    def _sample(self, hidden_BNC: Tensor) -> None:
+        """Weigh keys by straight-through Gumbel masks.
+
+        Gradient checkpointing in older versions of transformers runs this again in the backward pass: it must
+        do the same work, on the same noise.
+        """
+        self.noise.rewind()
+        sampled = self.decisions.sample(
+            hidden_BNC,
+            self.given.pictures,
             self.answer_mask_BN,
             self.prompt_mask_BN,
-            self.attention(tokens),
-            self.report,
+            self.attention(hidden_BNC.shape[1]),
+            self.noise,
         )
-        config = self.sparsifier.config
-        weights = KeyWeights(policy_BN, config.softmax_eps, config.dropped_key_bound, config.masked_softmax)
-        return Tokens(tokens.hidden_BNC, tokens.position_ids, tokens.visible, weights)
+        self.key_weights = self._weights(sampled.key_weights_BN())
+        if self.sampled is None:
+            self.sampled = sampled
+            self.decisions.remember(self.report, sampled)
 
-    def _evaluate(self, tokens: Tokens) -> Tokens:
+    def _decide(self, hidden_BNC: Tensor) -> None:
         """Hide dropped keys from later queries, as in step-by-step decoding."""
-        keep_BN = torch.ones_like(self.answer_mask_BN)
-        image_keep_BN = self.keep_images(tokens)
+        answer_mask_BN, config = self.answer_mask_BN, self.decisions.config
+        keep_BN = torch.ones_like(answer_mask_BN)
+        image_keep_BN = self.keep_images(hidden_BNC)
         if image_keep_BN is not None:
             keep_BN = keep_BN & image_keep_BN
-        if self.sparsifier.config.sparsify_text:
-            text_keep_BN = self.sparsifier.keep_text_tokens(tokens.hidden_BNC, ordinals(self.answer_mask_BN))
-            keep_BN = torch.where(self.answer_mask_BN, text_keep_BN, keep_BN)
-        self.report.add_text(keep_BN, self.answer_mask_BN)
-        if self.sparsifier.config.sparsify_prompt and self.prompt_mask_BN is not None:
-            keep_BN = keep_BN & self.keep_prompt(tokens.hidden_BNC, self.prompt_mask_BN)
-        visible = masks.with_diagonal(self.visible & keep_BN[:, None, None, :])
-        return Tokens(tokens.hidden_BNC, tokens.position_ids, visible)
+        if config.sparsify_text:
+            text_keep_BN = self.decisions.keep_text_tokens(hidden_BNC, view.ordinals(answer_mask_BN))
+            keep_BN = torch.where(answer_mask_BN, text_keep_BN, keep_BN)
+        self.report.add_text(keep_BN, answer_mask_BN)
+        if config.sparsify_prompt and self.prompt_mask_BN is not None:
+            keep_BN = keep_BN & self.keep_prompt(hidden_BNC, self.prompt_mask_BN)
+        self.keep_BN = keep_BN
+        self.key_weights = self._weights(keep_BN.float())

@@ -164,15 +164,15 @@ class SparseObjective(DenseObjective):
 
     def _kept(self, group: Group) -> tuple[Tensor, Tensor]:
         """Return kept and all tokens of both kinds, [2] each; short answers are not counted."""
-        report = cast(Report, self.sparsifier.report)
-        answer_BN = group["answer_mask"]
-        if report.answer_span is not None and report.text_mask_BN is not None:
-            counted_BN = answer_BN & report.answer_span.is_long_B[:, None]
-            text = torch.stack([report.text_mask_BN[counted_BN].sum(), counted_BN.sum()])
-            if report.image_mask_BI is None:
+        answer_BN, sampled = group["answer_mask"], self.sparsifier.sampled
+        if sampled is not None:
+            counted_BN = answer_BN & sampled.answer_span.is_long_B[:, None]
+            text = torch.stack([sampled.text_mask_BN[counted_BN].sum(), counted_BN.sum()])
+            if not sampled.image_masks:
                 return text.new_zeros(2), text.detach()
-            mask_KI = report.image_mask_BI
-            return torch.stack([mask_KI.sum(), mask_KI.new_tensor(mask_KI.numel())]).detach(), text.detach()
+            mask = torch.cat(list(sampled.image_masks))
+            return torch.stack([mask.sum(), mask.new_tensor(mask.numel())]).detach(), text.detach()
+        report = cast(Report, self.sparsifier.report)
         pictures = [flag for row in report.image_flags for flag in row]
         kept = answer_BN.new_zeros(2, 2, dtype=torch.float32)
         for row, flags in zip(kept, (pictures, report.text_kept), strict=True):

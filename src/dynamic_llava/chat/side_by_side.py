@@ -1,4 +1,4 @@
-"""The first run: bundled pictures, answered dense and sparse, with what the sparse context kept and saved."""
+"""Bundled pictures, answered dense and sparse side by side, with what the sparse context kept and saved."""
 
 from __future__ import annotations
 

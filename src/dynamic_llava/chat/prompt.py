@@ -1,0 +1,106 @@
+"""Makes the text of a prompt: turns with their pictures in place, written by a checkpoint's chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import ProcessorMixin
+
+PLACEHOLDER = "<image>"
+"""Where a picture stands in a user's prompt; without any, the pictures come first."""
+
+
+def chat_prompt(
+    processor: ProcessorMixin, prompt: str, pictures: int, earlier: Sequence[tuple[str, str]] = ()
+) -> str:
+    """Put a user turn, after ``earlier`` ones, into the checkpoint's chat template, ready for the answer.
+
+    Parameters
+    ----------
+    processor : ProcessorMixin
+        The checkpoint's processor.
+    prompt : str
+        The user's text. Each ``<image>`` in it stands for one picture, in order.
+    pictures : int
+        How many pictures come with it; they belong to the first turn.
+    earlier : sequence of (str, str)
+        Questions and answers of the turns before.
+
+    Raises
+    ------
+    ValueError
+        The prompt is empty, its placeholders do not match the pictures, or there is no chat template.
+    """
+    return apply_template(processor, _turns(prompt, pictures, earlier), add_generation_prompt=True)
+
+
+def chat_answer(
+    processor: ProcessorMixin,
+    prompt: str,
+    pictures: int,
+    answer: str,
+    earlier: Sequence[tuple[str, str]] = (),
+) -> str:
+    """Return what the chat template puts after `chat_prompt` for ``answer``, with its end mark.
+
+    Raises
+    ------
+    ValueError
+        The template renders the prompt differently once it is answered, or as `chat_prompt` does.
+    """
+    turns = [*_turns(prompt, pictures, earlier), assistant_turn(answer)]
+    asked, answered = chat_prompt(processor, prompt, pictures, earlier), apply_template(processor, turns)
+    if not answered.startswith(asked):
+        raise ValueError("the chat template rewrites the prompt once it is answered; it cannot be scored")
+    return answered.removeprefix(asked)
+
+
+def apply_template(
+    processor: ProcessorMixin, turns: list[dict[str, Any]], add_generation_prompt: bool = False
+) -> str:
+    """Write turns with the checkpoint's chat template; ``ValueError`` where it has none."""
+    if processor.chat_template is None:
+        raise ValueError("the checkpoint has no chat template; add a chat_template.jinja to its folder")
+    text = processor.apply_chat_template(turns, add_generation_prompt=add_generation_prompt, tokenize=False)
+    return str(text)
+
+
+def user_turn(text: str) -> dict[str, Any]:
+    """Return what a user says, with a picture in the place of every ``<image>``."""
+    first, *rest = text.split(PLACEHOLDER)
+    content = [_text_part(first)]
+    for part in rest:
+        content += [{"type": "image"}, _text_part(part)]
+    return {"role": "user", "content": [part for part in content if part.get("text") != ""]}
+
+
+def assistant_turn(answer: str) -> dict[str, Any]:
+    """Return what the model answers."""
+    return {"role": "assistant", "content": [_text_part(answer)]}
+
+
+def _turns(prompt: str, pictures: int, earlier: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Return all turns up to ``prompt``; the pictures go to the first one."""
+    turns = []
+    for question, answer in earlier:
+        turns += [user_turn(_placed(question, pictures)), assistant_turn(answer)]
+        pictures = 0
+    return [*turns, user_turn(_placed(prompt, pictures))]
+
+
+def _placed(prompt: str, pictures: int) -> str:
+    """Return the prompt with one placeholder for each picture."""
+    placeholders = prompt.count(PLACEHOLDER)
+    if placeholders not in (0, pictures):
+        raise ValueError(
+            f"the prompt has {placeholders} {PLACEHOLDER} placeholders for {pictures} pictures; "
+            "give one for each picture, or none to put the pictures first"
+        )
+    if not prompt.replace(PLACEHOLDER, "").strip():
+        raise ValueError("the prompt is empty; write a question or a request")
+    return prompt if placeholders else PLACEHOLDER * pictures + prompt
+
+
+def _text_part(text: str) -> dict[str, str]:
+    return {"type": "text", "text": text.strip()}

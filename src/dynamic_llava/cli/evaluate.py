@@ -1,0 +1,100 @@
+"""``dynamic-llava evaluate``: accuracy, and the quality and cost of long answers."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dynamic_llava.cli.model import prepared
+from dynamic_llava.cli.options import (
+    Dense,
+    Downsample,
+    ImagePolicy,
+    Json,
+    Model,
+    OtherImageKeepRate,
+    OtherTextKeepRate,
+    Output,
+    TextPolicy,
+)
+from dynamic_llava.cli.output import command_line, print_json, say_written
+from dynamic_llava.files import check_file, write_json
+
+
+class Task(StrEnum):
+    """What is measured."""
+
+    EASY_VQA = "easy-vqa"
+    SCENES = "scenes"
+    DESCRIPTIONS = "descriptions"
+    GENERATION = "generation"
+
+
+def command(
+    task: Annotated[Task, typer.Option(help="What to measure.")],
+    model: Model = "nano",
+    dense: Dense = False,
+    image_keep_rate: OtherImageKeepRate = None,
+    text_keep_rate: OtherTextKeepRate = None,
+    image_policy: ImagePolicy = None,
+    text_policy: TextPolicy = None,
+    downsample: Downsample = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="generation: JSON or JSONL with reference answers.", show_default=False),
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="generation: folder of the pictures.", show_default=False)
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="generation: longest answer. Default: 1024.", show_default=False),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Ask only the first N questions.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of random dropping.")] = 0,
+    output: Output = None,
+    as_json: Json = False,
+) -> None:
+    """Measure accuracy on easy-VQA or held-out scenes, or the quality and cost of long answers.
+
+    Example: dynamic-llava evaluate --model nano --task easy-vqa
+    """
+    if output is not None:
+        check_file("--output", output)
+
+    from rich.console import Console
+
+    from dynamic_llava import evaluation
+
+    with prepared(
+        model,
+        dense,
+        downsample,
+        image_keep_rate=image_keep_rate,
+        text_keep_rate=text_keep_rate,
+        image_policy=image_policy,
+        text_policy=text_policy,
+    ) as (loaded, processor):
+        measured = evaluation.evaluate(
+            loaded,
+            processor,
+            task,
+            limit=limit,
+            batch_size=batch_size,
+            seed=seed,
+            data=data,
+            images=images,
+            max_new_tokens=max_new_tokens,
+        )
+    result = {"command": command_line(), "model": model, "dense": dense, "downsample": downsample, **measured}
+    if output is not None:
+        write_json(output, result)
+        say_written(output)
+    if as_json:
+        print_json(result)
+    else:
+        Console().print(evaluation.table(result["numbers"]))

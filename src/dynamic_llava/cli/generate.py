@@ -1,0 +1,64 @@
+"""``dynamic-llava generate``: one prompt about any picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dynamic_llava.cli.model import prepared
+from dynamic_llava.cli.options import (
+    Dense,
+    Downsample,
+    ImagePolicy,
+    Json,
+    Model,
+    OtherImageKeepRate,
+    OtherTextKeepRate,
+    TextPolicy,
+)
+from dynamic_llava.cli.output import print_json
+
+
+def command(
+    image: Annotated[list[Path], typer.Option(help="A picture; repeat it for several.")],
+    prompt: Annotated[str, typer.Option(help="Question or request; <image> may mark the pictures' places.")],
+    model: Model = "nano",
+    dense: Dense = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
+    image_keep_rate: OtherImageKeepRate = None,
+    text_keep_rate: OtherTextKeepRate = None,
+    image_policy: ImagePolicy = None,
+    text_policy: TextPolicy = None,
+    downsample: Downsample = None,
+    as_json: Json = False,
+) -> None:
+    """Answer one prompt about any picture; the answer streams.
+
+    Example: dynamic-llava generate --image cat.jpg --prompt "What is on the sofa?"
+    """
+    from dynamic_llava.chat.images import open_image
+
+    pictures = [open_image(path) for path in image]  # judged before the slow loading of a checkpoint
+
+    from transformers import TextStreamer
+
+    from dynamic_llava.chat.ask import ask
+
+    with prepared(
+        model,
+        dense,
+        downsample,
+        image_keep_rate=image_keep_rate,
+        text_keep_rate=text_keep_rate,
+        image_policy=image_policy,
+        text_policy=text_policy,
+    ) as (loaded, processor):
+        streamer = (
+            None if as_json else TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        )
+        reply = ask(loaded, processor, prompt, pictures, max_new_tokens, streamer)
+    if as_json:
+        summary = {} if reply.report is None else reply.report.summary()
+        print_json({"answer": reply.text, "output_token_ids": reply.token_ids, **summary})

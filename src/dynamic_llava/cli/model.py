@@ -1,0 +1,81 @@
+"""The model that a command asks: loaded, and changed as the command's options say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, ProcessorMixin
+
+
+@contextmanager
+def prepared(
+    source: str, dense: bool, downsample: float | None, **settings: Any
+) -> Iterator[tuple[PreTrainedModel, ProcessorMixin]]:
+    """Load a model and its processor, and yield them ready to be asked.
+
+    Parameters
+    ----------
+    source
+        Checkpoint folder, hub id, or ``nano``.
+    dense
+        Detach the sparsifier.
+    downsample
+        Share of the image tokens that pictures are scaled down to; None leaves them as they are.
+    settings
+        Of the sparsifier, see :func:`configure`.
+    """
+    model, processor = load(source)
+    set_dense(model, dense)
+    configure(model, **settings)
+    if downsample is None:
+        yield model, processor
+        return
+    from dynamic_llava.methods.downsample import downsampled
+
+    with downsampled(model, processor, downsample) as smaller:
+        yield model, smaller
+
+
+def load(source: str) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Load what a command asks questions with."""
+    import dynamic_llava
+
+    model, processor = dynamic_llava.load(source)
+    if processor is None:
+        raise ValueError(
+            f"{source}: the checkpoint has no tokenizer or processor; save the model's own beside it"
+        )
+    return model, processor
+
+
+def set_dense(model: PreTrainedModel, dense: bool) -> None:
+    """Detach the sparsifier if ``dense``; say so where there is none and nobody asked for dense answers."""
+    sparsifier = getattr(model, "sparsifier", None)
+    if dense and sparsifier is not None:
+        sparsifier.detach()
+    elif not dense and sparsifier is None:
+        typer.echo("note: the checkpoint has no sparsifier, so it answers dense", err=True)
+
+
+def configure(model: PreTrainedModel, **settings: Any) -> None:
+    """Change those settings of the sparsifier that are not None.
+
+    Raises
+    ------
+    ValueError
+        A value is out of range, or there is no sparsifier to change.
+    """
+    changes = {name: value for name, value in settings.items() if value is not None}
+    if not changes:
+        return
+    sparsifier = getattr(model, "sparsifier", None)
+    if sparsifier is None:
+        options = ", ".join("--" + name.replace("_", "-") for name in changes)
+        raise ValueError(f"{options}: the model answers dense; leave it out, or take a sparse checkpoint")
+    sparsifier.config = replace(sparsifier.config, **changes)

@@ -1,0 +1,49 @@
+"""``dynamic-llava verify``: the library against golden vectors of the official code."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dynamic_llava.cli.options import Json
+from dynamic_llava.cli.output import print_json
+
+
+class Attention(StrEnum):
+    """Attention implementations that are compared."""
+
+    SDPA = "sdpa"
+    EAGER = "eager"
+
+
+def command(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Golden files beside their checkpoint/, or folders of such.")
+    ],
+    attention: Annotated[Attention, typer.Option(help="Attention of the models.")] = Attention.SDPA,
+    as_json: Json = False,
+) -> None:
+    """Compare the library with golden vectors of the official code; exit code 1 if anything differs.
+
+    Example: dynamic-llava verify golden
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    from dynamic_llava import verification
+
+    bar = Console(stderr=True)
+    results = verification.verify(
+        folder, attention, track=lambda files: track(files, "verifying", console=bar, transient=True)
+    )
+    outcome = verification.as_json(results)
+    if as_json:
+        print_json(outcome)
+    else:
+        Console().print(verification.table(results))
+        typer.echo(", ".join(f"{count} {status}" for status, count in outcome["counts"].items()))
+    if not outcome["passed"]:
+        raise typer.Exit(1)

@@ -1,0 +1,297 @@
+"""Hooks that open a pass on a stock model's own loop, select at layer l, and close it after the last layer.
+
+What a call brings travels in the keywords of the stock forwards, from the model down to the layers, where the
+hook takes it out: nothing lies on the model between calls, and several threads can use one model.
+
+Legend: B batch, N tokens fed, C channels.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
+
+from dynamic_llava.core import cache as caches
+from dynamic_llava.core.attention import interface
+from dynamic_llava.core.decisions import Decisions
+from dynamic_llava.core.passes.base import Given, Pass, PromptState
+from dynamic_llava.core.passes.decode import DecodePass
+from dynamic_llava.core.passes.masked import MaskedPass
+from dynamic_llava.core.passes.prefill import PrefillPass
+from dynamic_llava.core.passes.recompute import RecomputePass
+from dynamic_llava.core.report import Report
+from dynamic_llava.core.view import MASK
+from dynamic_llava.costs.flops import DecoderShape
+from dynamic_llava.families import Family
+
+CALL = "sparse_call"  # the keyword that a call travels under
+
+
+class Call:
+    """One call of an attached model; its pass is chosen at layer 0, where the cache is known."""
+
+    def __init__(self, given: Given) -> None:
+        self.given = given
+        self.now: Pass | None = None
+
+
+class Attachment:
+    """The hooks on a model, and what must be undone to give it back.
+
+    Parameters
+    ----------
+    decisions
+        Makes the decisions.
+    model
+        The stock model.
+    family
+        Facts about it.
+    """
+
+    def __init__(self, decisions: Decisions, model: PreTrainedModel, family: Family) -> None:
+        self.decisions, self.model, self.family = decisions, model, family
+        base: Any = model.base_model
+        self.decoder: Any = base.get_submodule(family.decoder)
+        self.shape = DecoderShape.from_config(self.decoder.config)
+        self.implementation: str = self.decoder.config._attn_implementation
+        self.is_flash = "flash" in self.implementation
+        self._names = {id(module): _argument_names(module) for module in (model, base)}
+        self._configs: list[tuple[nn.Module, Any]] = []
+        self._handles = [
+            model.register_forward_pre_hook(self._check_labels, with_kwargs=True),
+            base.register_forward_pre_hook(self._enter, with_kwargs=True),
+            self.decoder.register_forward_pre_hook(self._open, with_kwargs=True),
+            self.decoder.register_forward_hook(self._close, with_kwargs=True),
+            *(
+                layer.register_forward_pre_hook(functools.partial(self._layer, number), with_kwargs=True)
+                for number, layer in enumerate(self.decoder.layers)
+            ),
+        ]
+
+    def detach(self) -> None:
+        """Take the hooks off again."""
+        interface.give_back(self._configs)
+        for handle in self._handles:
+            handle.remove()
+
+    def new_report(self) -> Report:
+        """Return an empty report of a call without a cache."""
+        return Report(copy.copy(self.decisions.config), self.shape, self.model.dtype.itemsize)
+
+    def new_cache(self, capacity: int | None, static: bool) -> Cache:
+        """Return an empty cache with sparse layers."""
+        config = self.decoder.config
+        if static and capacity is not None:
+            cache: Cache = StaticCache(config=config, max_cache_len=capacity)
+        else:
+            cache = DynamicCache(config=config)
+        split = self.decisions.config.layer
+        caches.fill(cache, self.shape.layers, split, self.new_report(), capacity, static)
+        return cache
+
+    # Hooks
+
+    def _check_labels(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if "_is_replica" in model.__dict__:
+            raise ValueError(
+                "the model is a replica made by torch.nn.DataParallel, which copies no sparsifier: use "
+                "DistributedDataParallel, one process a device"
+            )
+        has_labels = kwargs.get("labels") is not None
+        if args and not has_labels:
+            has_labels = self._by_name(model, args, kwargs).get("labels") is not None
+        if not has_labels and not (self.decisions.training and torch.is_grad_enabled()):
+            return  # first, for every decoded token comes by
+        config = self.decisions.config
+        drops = config.sparsify_image or config.sparsify_text or config.sparsify_prompt
+        if drops and kwargs.get("answer_mask") is None:
+            raise ValueError(
+                "labels and training need a full-length pass: also pass answer_mask, bool [batch, "
+                "tokens], True at the output tokens that may be dropped (all False where none may)"
+            )
+
+    def _enter(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Take in what only the multimodal model sees."""
+        if args:
+            args, kwargs = (), self._by_name(base, args, kwargs)
+        answer_mask, prompt_mask = kwargs.pop("answer_mask", None), kwargs.pop("prompt_mask", None)
+        prompt, cache = None, None
+        for name, value in kwargs.items():
+            if isinstance(value, PromptState):
+                prompt, kwargs = value, {**kwargs, name: None}
+            elif isinstance(value, Cache):
+                cache = value
+        if answer_mask is not None:
+            kwargs = self._at_full_length(kwargs, cache)
+        elif (context := caches.context_of(cache)) is not None and context.slots.used:
+            kwargs = self._with_mask(kwargs, context)
+        pictures = self.family.pictures(base, kwargs)
+        given = Given(pictures, kwargs.get("input_ids"), kwargs.get(MASK), answer_mask, prompt_mask, prompt)
+        kwargs[CALL] = Call(given)
+        return args, kwargs
+
+    def _open(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """See to it that a call is there where the decoder is called by itself."""
+        self.check()
+        return None if CALL in kwargs else (args, {**kwargs, CALL: Call(Given())})
+
+    def _layer(self, number: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        call: Call = kwargs.pop(CALL)
+        split = self.decisions.config.layer
+        if call.now is None:
+            call.now = self._choose(call.given, args[0], kwargs)
+        now = call.now
+        if number < split:
+            if number == split - 1 and now.needs_ranking:
+                kwargs = now.look(args[0], kwargs)
+            return args, kwargs
+        if number == split:
+            args = (now.select(args[0], kwargs.get(MASK)), *args[1:])
+        return now.arguments(args, kwargs)
+
+    def _close(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        call: Call = kwargs[CALL]
+        if call.now is None:
+            return
+        state = call.now.close()
+        if state is not None and not torch.is_grad_enabled():
+            # generate() hands it back at the next step; what it is called changed in transformers 5.24.
+            output["cache" if hasattr(output, "cache") else "past_key_values"] = state
+
+    # What a call is
+
+    def check(self) -> None:
+        """Raise ``ValueError`` if the config, which may have been edited, does not fit the model."""
+        config, layers = self.decisions.config, self.shape.layers
+        config.validate()
+        if config.layer >= layers:
+            raise ValueError(
+                f"layer is {config.layer}: the decoder has {layers} layers, choose 1 to {layers - 1}"
+            )
+        implementation = self.decoder.config._attn_implementation
+        if implementation != self.implementation:
+            raise ValueError(
+                f"the attention implementation became {implementation!r}: detach, set it, attach again"
+            )
+
+    def _choose(self, given: Given, hidden_BNC: Tensor, kwargs: Mapping[str, Any]) -> Pass:
+        """Return the pass of a call, given the arguments of layer 0."""
+        decisions, layers, split = self.decisions, self.shape.layers, self.decisions.config.layer
+        cache = next((value for value in kwargs.values() if isinstance(value, Cache)), None)
+        now: Pass
+        if given.answer_mask_BN is not None:
+            self._refuse_reentrant()
+            now = MaskedPass(decisions, self.new_report(), given, self.is_flash)
+        elif cache is None:
+            state = given.prompt or PromptState(hidden_BNC.shape[1], self.new_report())
+            if state.length > hidden_BNC.shape[1]:
+                raise ValueError("past_key_values is of another run and use_cache is False: leave it out")
+            now = RecomputePass(decisions, state, given, self.is_flash)
+        else:
+            context = caches.context_of(cache)
+            if context is None:
+                context = caches.install(cache, layers, split, self.new_report())
+            caches.check_same(cache, layers, split)
+            self._refuse_static_flash(context)
+            is_decode = context.slots.used > 0 and hidden_BNC.shape[1] == 1
+            now = (DecodePass if is_decode else PrefillPass)(decisions, context, given, self.is_flash)
+        if now.needs_attention and not self._configs:
+            self._configs = interface.use(self.decoder.layers)
+        now.begin(*hidden_BNC.shape[:2])
+        decisions.remember(now.report)
+        return now
+
+    def _at_full_length(self, kwargs: dict[str, Any], cache: Cache | None) -> dict[str, Any]:
+        """Return the arguments of a masked pass: without a cache, and with a mask that the layers take."""
+        if cache is not None and cache.get_seq_length() > 0:
+            raise ValueError(
+                "answer_mask asks for a pass at full length: give all tokens and no past_key_values"
+            )
+        kwargs = {name: None if value is cache else value for name, value in kwargs.items()}
+        mask = kwargs.get(MASK)
+        if isinstance(mask, Tensor) and mask.ndim == 4:
+            kwargs[MASK] = self._packed(mask)
+        return kwargs | {"use_cache": False}
+
+    def _packed(self, mask_B1NN: Tensor) -> Tensor:
+        """Return a 4-D mask, which stock code hands on as it is, as the attention takes it."""
+        if mask_B1NN.dtype != torch.bool or mask_B1NN.shape[-1] != mask_B1NN.shape[-2]:
+            raise ValueError(
+                f"attention_mask is {mask_B1NN.dtype} {tuple(mask_B1NN.shape)}: a 4-D mask must be bool "
+                "[batch, 1, tokens, tokens], True where a query sees a key"
+            )
+        if self.implementation == "sdpa":
+            return mask_B1NN
+        if self.implementation != "eager":
+            raise ValueError(f"a 4-D attention_mask needs sdpa or eager attention, not {self.implementation}")
+        additive = torch.zeros_like(mask_B1NN, dtype=self.model.dtype)
+        return additive.masked_fill_(~mask_B1NN, torch.finfo(self.model.dtype).min)
+
+    def _with_mask(self, kwargs: dict[str, Any], context: caches.Context) -> dict[str, Any]:
+        """Return the arguments of a call that goes on, with the columns of its mask that were left out.
+
+        A mask may be for all that was fed or for the new tokens alone; without one, padding is remembered.
+        """
+        mask, slots = kwargs.get(MASK), context.slots
+        given = kwargs.get("input_ids")
+        new = (kwargs["inputs_embeds"] if given is None else given).shape[1]
+        if mask is None:
+            if not slots.has_padding:
+                return kwargs
+            columns = cast(int, context.capacity) if slots.is_static else slots.fed + new
+            return kwargs | {MASK: slots.is_token_BN(columns).long()}
+        if (
+            not isinstance(mask, Tensor)
+            or mask.ndim != 2
+            or slots.is_static
+            or mask.shape[1] == slots.fed + new
+        ):
+            return kwargs
+        if mask.shape[1] != new:
+            raise ValueError(
+                f"attention_mask has {mask.shape[1]} columns: {slots.fed} tokens were fed before and {new} "
+                f"are new, so give {slots.fed + new}, or {new} for the new ones alone"
+            )
+        return kwargs | {MASK: torch.cat([slots.is_token_BN(slots.fed).to(mask), mask], dim=1)}
+
+    def _refuse_reentrant(self) -> None:
+        layer = self.decoder.layers[0]
+        checkpoint = getattr(layer, "_gradient_checkpointing_func", None)
+        options = getattr(checkpoint, "keywords", {})
+        if getattr(layer, "gradient_checkpointing", False) and options.get("use_reentrant"):
+            raise ValueError(
+                "reentrant gradient checkpointing loses the gradient of the masks: call "
+                "model.gradient_checkpointing_enable({'use_reentrant': False})"
+            )
+
+    def _refuse_static_flash(self, context: caches.Context) -> None:
+        if self.is_flash and context.slots.is_static:
+            raise ValueError(
+                f"a static cache does not work with {self.implementation}: leave out "
+                "cache_implementation='static', or load the model with attn_implementation='sdpa'"
+            )
+
+    def _by_name(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        return {**dict(zip(self._names[id(module)], args, strict=False)), **kwargs}
+
+
+def _argument_names(module: nn.Module) -> tuple[str, ...]:
+    """Return what the arguments of a module's forward are called, in their order.
+
+    A subclass that hands all of them on, by ``*args``, has those of the class that it stands on.
+    """
+    kinds: Any = type(module).__mro__
+    for kind in kinds:
+        if "forward" not in kind.__dict__:
+            continue
+        parameters = list(inspect.signature(kind.forward).parameters.values())[1:]
+        if not any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
+            return tuple(parameter.name for parameter in parameters)
+    return ()

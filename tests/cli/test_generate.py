@@ -1,0 +1,131 @@
+"""``dynamic-llava generate``: answers, JSON, and one line for every bad picture, prompt and option."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.chat.test_images import BAD_PICTURES
+from tests.command_line import Command, refused
+
+WORDS = 8
+
+
+def test_generate_prints_the_answer(command: Command, picture: Path, checkpoint: Path) -> None:
+    question = ("generate", "--image", picture, "--prompt", "what is it?", "--model", checkpoint)
+    answer = command(*question, "--max-new-tokens", WORDS, "--json").json()
+    spoken = command(*question, "--max-new-tokens", WORDS)
+    assert spoken.code == 0
+    assert spoken.stdout.strip() == answer["answer"]
+    assert len(answer["output_token_ids"]) == WORDS
+
+
+def test_generate_streams(
+    command: Command, picture: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Recorder(io.StringIO):
+        def write(self, text: str) -> int:
+            writes.append(text)
+            return super().write(text)
+
+    writes: list[str] = []
+    monkeypatch.setattr(sys, "stdout", Recorder())
+    command("generate", "--image", picture, "--prompt", "?", "--model", checkpoint, "--max-new-tokens", 40)
+    assert sum(bool(text.strip()) for text in writes) > 2
+
+
+def test_generate_json(command: Command, picture: Path, checkpoint: Path, stock_checkpoint: Path) -> None:
+    ask = (
+        "generate",
+        "--image",
+        picture,
+        "--prompt",
+        "what?",
+        "--max-new-tokens",
+        WORDS,
+        "--json",
+        "--model",
+    )
+    sparse, dense, stock = (
+        command(*ask, *rest) for rest in ((checkpoint,), (checkpoint, "--dense"), (stock_checkpoint,))
+    )
+    for outcome in (sparse, dense, stock):
+        assert outcome.code == 0
+        assert outcome.stdout.count("\n") == 1
+    content = sparse.json()
+    assert content["image_tokens"] == 144
+    assert content["image_tokens_kept"] == 28
+    assert content["output_tokens"] == WORDS - 1
+    assert content["kv_bytes"] < content["kv_bytes_dense"]
+    assert dense.json() == stock.json()
+    assert dense.json().keys() == {"answer", "output_token_ids"}
+    assert "has no sparsifier, so it answers dense" in stock.stderr
+    assert "note" not in dense.stderr
+
+
+def test_image_keep_rate(command: Command, picture: Path, checkpoint: Path) -> None:
+    ask = ("generate", "--image", picture, "--prompt", "what?", "--max-new-tokens", 2, "--json")
+    outcome = command(*ask, "--model", checkpoint, "--image-keep-rate", "0.5")
+    assert outcome.json()["image_tokens_kept"] == 72
+
+
+@pytest.mark.parametrize(("option", "policy"), [("image", "fastv"), ("text", "h2o"), ("text", "streaming")])
+def test_policies(option: str, policy: str, command: Command, picture: Path, checkpoint: Path) -> None:
+    ask = ("generate", "--image", picture, "--prompt", "what?", "--max-new-tokens", 11, "--json")
+    answer = command(
+        *ask, "--model", checkpoint, f"--{option}-policy", policy, "--text-keep-rate", "0.3"
+    ).json()
+    assert answer["output_tokens_kept"] == (3 if option == "text" else answer["output_tokens_kept"])
+    line = refused(command, *ask, "--model", checkpoint, f"--{option}-policy", "magic")
+    assert f"{option}_policy is 'magic': choose one of" in line
+
+
+def test_smaller_pictures(command: Command, picture: Path, checkpoint: Path) -> None:
+    ask = ("generate", "--image", picture, "--prompt", "what?", "--max-new-tokens", 2, "--json")
+    answer = command(*ask, "--model", checkpoint, "--downsample", "0.2", "--image-keep-rate", "1").json()
+    assert answer["image_tokens"] == 25
+    assert "keep rate" in refused(command, *ask, "--model", checkpoint, "--downsample", "2")
+
+
+def test_two_pictures(command: Command, picture: Path, checkpoint: Path) -> None:
+    ask = ("generate", "--image", picture, "--image", picture, "--prompt", "same?", "--max-new-tokens", 2)
+    assert command(*ask, "--json", "--model", checkpoint).json()["image_tokens"] == 288
+
+
+@pytest.mark.parametrize(("make", "kind", "message"), BAD_PICTURES)
+def test_bad_picture(
+    make: Callable[[Path], Path], kind: type[Exception], message: str, tmp_path: Path, command: Command
+) -> None:
+    path = make(tmp_path)
+    line = refused(command, "generate", "--image", path, "--prompt", "what is it?", "--model", tmp_path)
+    assert str(path) in line
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("<image> <image> what?", "2 <image> placeholders for 1 pictures"),
+        ("", "the prompt is empty"),
+    ],
+)
+def test_bad_prompt(prompt: str, message: str, command: Command, picture: Path, checkpoint: Path) -> None:
+    assert message in refused(
+        command, "generate", "--image", picture, "--prompt", prompt, "--model", checkpoint
+    )
+
+
+def test_fewer_placeholders_than_pictures(command: Command, picture: Path, checkpoint: Path) -> None:
+    ask = ("generate", "--image", picture, "--image", picture, "--prompt", "<image> what?")
+    assert "1 <image> placeholders for 2 pictures" in refused(command, *ask, "--model", checkpoint)
+
+
+@pytest.mark.parametrize("rate", ["0", "-0.5", "1.5", "nan", "inf"])
+def test_bad_keep_rate(rate: str, command: Command, picture: Path, checkpoint: Path) -> None:
+    ask = ("generate", "--image", picture, "--prompt", "what?", "--model", checkpoint)
+    line = refused(command, *ask, "--image-keep-rate", rate)
+    assert "image_keep_rate" in line
+    assert "greater than 0 and at most 1" in line

@@ -1,0 +1,79 @@
+"""A mistake ends with one line and exit code 2, Ctrl-C with 130, a reader that leaves with 1 in silence."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.command_line import Command, refused
+
+from dynamic_llava import cli
+
+
+def test_interrupt(command: Command, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(source: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.model, "load", interrupted)
+    outcome = command("generate", "--image", picture, "--prompt", "what?")
+    assert (outcome.code, outcome.stdout, outcome.stderr) == (130, "", "interrupted\n")
+
+
+@pytest.mark.parametrize("arguments", ["flops", "flops --json", "flops --help", "--help"])
+def test_reader_that_leaves_is_met_in_silence(arguments: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)  # as `head -1` does, sooner or later
+    with os.fdopen(writer, "w") as pipe:
+        done = subprocess.run(
+            [sys.executable, "-m", "dynamic_llava", *arguments.split()],
+            stdout=pipe,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_other_broken_pipes_are_told(
+    command: Command, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(source: str) -> None:
+        raise BrokenPipeError("a worker is gone")
+
+    monkeypatch.setattr(cli.model, "load", broken)
+    assert "a worker is gone" in refused(command, "generate", "--image", picture, "--prompt", "what?")
+
+
+def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        sys, "argv", ["dynamic-llava", "--traceback", "generate", "--image", "no.png", "--prompt", "what?"]
+    )
+    with pytest.raises(FileNotFoundError, match=r"no\.png"):
+        cli.main()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("evaluate", "--task", "riddles"), "riddles"),
+        (("evaluate",), "--task"),
+        (("evaluate", "--task", "scenes", "--limit", "0"), "--limit"),
+        (("evaluate", "--task", "scenes", "--batch-size", "0"), "--batch-size"),
+        (("generate", "--prompt", "what?"), "--image"),
+        (("generate", "--image", "a.png"), "--prompt"),
+        (("generate", "--image", "a.png", "--prompt", "what?", "--max-new-tokens", "0"), "--max-new-tokens"),
+        (("generate", "--image", "a.png", "--prompt", "what?", "--wrong"), "--wrong"),
+        (("train", "no-such-recipe.yaml"), "no-such-recipe.yaml"),
+        (("train",), "recipe"),
+        (("paint",), "paint"),
+        (("--wrong",), "--wrong"),
+        ((), "command"),
+    ],
+)
+def test_bad_arguments(arguments: tuple[str, ...], message: str, command: Command) -> None:
+    line = refused(command, *arguments)
+    assert message in line
