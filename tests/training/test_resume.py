@@ -109,7 +109,7 @@ def test_allowed_changes_are_told_and_kept(
     assert (folder / "recipe-until-4.yaml").read_bytes() == begun
     assert (folder / "checkpoint-6").is_dir()
     run.train(changed, resume=True)
-    with pytest.raises(ValueError, match="allow_changes"):
+    with pytest.raises(ValueError, match="--allow-changes is for --resume"):
         run.train(write_recipe("other"), allow_changes=True)
 
 

@@ -56,7 +56,7 @@ def train(recipe_path: Path, resume: bool = False, allow_changes: bool = False) 
     """
     recipe = Recipe.read(recipe_path)
     if allow_changes and not resume:
-        raise ValueError("allow_changes is for resume: a run that begins has nothing to change")
+        raise ValueError("--allow-changes is for --resume: a run that begins has nothing to change")
     checkpoint = _checkpoint(recipe.run.output, resume)
     record = Record(recipe_path, recipe)
     changes = _changes(record, allow_changes) if resume else []
