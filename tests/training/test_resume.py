@@ -154,7 +154,7 @@ def test_a_run_of_before_kept_no_recipe(write_recipe: WriteRecipe) -> None:
     recipe = write_recipe("run")
     run.train(recipe)
     (recipe.with_suffix("") / "recipe.yaml").unlink()
-    refused(recipe, "holds no recipe.yaml")
+    refused(recipe, "kept no recipe.yaml")
     run.train(recipe, resume=True, allow_changes=True)
     run.train(recipe, resume=True)
 

@@ -49,12 +49,12 @@ class Record:
     def _of_recipe(self) -> Iterator[str]:
         kept = self.folder / RECIPE
         if not kept.is_file():
-            yield f"it holds no {RECIPE}, so what has changed since it was begun is unknown"
+            yield f"begun by a version that kept no {RECIPE}, so what has changed since is unknown"
             return
         try:
             before = _settings(Recipe.read(kept))
         except ValueError as error:
-            yield f"its recipe cannot be compared: {first_line(error)}"
+            yield f"{RECIPE} of the run cannot be compared: {first_line(error)}"
             return
         yield from _changes(before, _settings(self.recipe))
 
@@ -66,7 +66,7 @@ class Record:
             before = json.loads(kept.read_text(encoding="utf-8"))
             numbers = {name: then["entries"] for name, then in before.items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            yield f"its data cannot be compared: {kept}: {first_line(error)}"
+            yield f"data of the run cannot be compared: {kept}: {first_line(error)}"
             return
         for name, now in fingerprint(self.recipe).items():
             if name in before and numbers[name] != now["entries"]:

@@ -106,8 +106,8 @@ def _changes(record: Record, allowed: bool) -> list[str]:
     changes = record.differences()
     if changes and not allowed:
         raise ValueError(
-            f"{record.folder}: begun with another recipe or other data: {'; '.join(changes)}; put back what "
-            "it was, or pass --allow-changes"
+            f"{record.folder}: this would resume it with another recipe or other data: {'; '.join(changes)}; "
+            "put back what was, or pass --allow-changes"
         )
     return changes
 
