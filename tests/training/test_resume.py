@@ -150,6 +150,21 @@ def test_entries_to_evaluate_on_count_too(write_talk: WriteRecipe, talk: Path, t
     refused(recipe, "evaluation.conversations", "2 entries, is 1")
 
 
+def test_a_run_that_ended_before_its_first_step_starts_again(
+    write_recipe: WriteRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DenseObjective, "logits", fail)
+        with pytest.raises(MemoryError):
+            run.train(write_recipe("run"))
+    changed = write_recipe("run", seed=3)
+    run.train(changed)
+    assert (changed.with_suffix("") / "recipe.yaml").read_bytes() == changed.read_bytes()
+
+
 def test_a_run_of_before_kept_no_recipe(write_recipe: WriteRecipe) -> None:
     recipe = write_recipe("run")
     run.train(recipe)

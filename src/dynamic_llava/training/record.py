@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from dynamic_llava.training.recipe import Recipe
 
 RECIPE = "recipe.yaml"
 DATA = "data.json"
+KEPT = (RECIPE, DATA)
 
 
 class Record:
@@ -29,7 +29,7 @@ class Record:
     """
 
     def __init__(self, path: Path, recipe: Recipe) -> None:
-        self.path = path
+        self.content = path.read_bytes()  # now, for it may be edited while the model loads
         self.recipe = recipe
         self.folder = recipe.run.output
 
@@ -43,7 +43,7 @@ class Record:
         if step is not None and kept.is_file():
             kept.rename(kept.with_stem(f"{kept.stem}-until-{step}"))
         with replacing(kept) as partial:
-            shutil.copyfile(self.path, partial)
+            partial.write_bytes(self.content)
         write_json(self.folder / DATA, fingerprint(self.recipe))
 
     def _of_recipe(self) -> Iterator[str]:
