@@ -12,8 +12,8 @@ from evidence.trainings import variants
 
 from dynamic_llava.training import optimizers, stages
 from dynamic_llava.training.feeding import feed
-from dynamic_llava.training.objectives import counts
 from dynamic_llava.training.recipe import Recipe
+from dynamic_llava.training.stages.objective import counts
 
 COMPARED = ("base", "predictors", "lora", "distilled")
 ROUNDS = 8
@@ -45,11 +45,11 @@ class _Step:
         recipe = Recipe(**_settings(name))
         self.stage = stages.build(recipe)
         self.objective = self.stage.objective.train()
-        self.optimizer = optimizers.optimizer(recipe, self.objective)
+        self.optimizer = optimizers.optimizer(recipe.optimizer, self.objective)
         self.data = feed(recipe, self.stage.processor)
-        groups = optimizers.parameter_groups(recipe, self.objective)
+        groups = optimizers.parameter_groups(recipe.optimizer, self.objective)
         self.trained = sum(p.numel() for group in groups for p in group["params"])
-        self.dtype = getattr(torch, recipe.precision)
+        self.dtype = getattr(torch, recipe.run.precision)
 
     def __call__(self, number: int) -> float:
         groups = self.data.train[number]

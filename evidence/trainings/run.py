@@ -67,7 +67,7 @@ def ablations(names: Sequence[str]) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     for name in names:
         variant = Measuring(name)
-        trained = variants.recipe(name, Path())["sparsity"]
+        trained = variants.recipe(name, Path())["method"]["sparsity"]
         budgets = {Budget(trained["image_keep_rate"], 0.5)}
         dial = name == "base" or "image_rates" in variants.VARIANTS[name]
         budgets |= {Budget(rate, 0.5) for rate in DIAL_RATES if dial}

@@ -49,8 +49,11 @@ def recipe(name: str, folder: Path) -> dict[str, Any]:
     """Return the settings of a variant that trains into ``folder``."""
     settings: dict[str, Any] = yaml.safe_load(BASE.read_text(encoding="utf-8"))
     changes = copy.deepcopy(VARIANTS[name])
-    settings["sparsity"] |= changes.pop("sparsity", {})
-    return {**settings, **changes, "output": str(folder)}
+    settings["method"]["sparsity"] |= changes.pop("sparsity", {})
+    for setting, value in changes.items():
+        settings["run" if setting in settings["run"] else "method"][setting] = value
+    settings["run"]["output"] = str(folder)
+    return settings
 
 
 def recipe_path(folder: Path) -> Path:

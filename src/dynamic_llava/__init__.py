@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dynamic_llava.checkpoints import load, load_model
+    from dynamic_llava.checkpoints.load import load, load_model
     from dynamic_llava.config import SparsityConfig
     from dynamic_llava.sparsifier import Sparsifier
 

@@ -7,12 +7,12 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import HfApi
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dynamic_llava import hub
 from dynamic_llava.config import SparsityConfig
 from dynamic_llava.files import replacing, write_json
 
@@ -99,13 +99,6 @@ class Adapter:
 
 def _folder(source: str | Path) -> Path:
     folder = Path(source).expanduser()
-    hub_id = str(source)
-    if folder.is_dir() or isinstance(source, Path) or hub_id.count("/") != 1 or hub_id[0] in "./~":
+    if folder.is_dir() or not hub.is_id(source):
         return folder
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise FileNotFoundError(
-            f"{source}: neither a folder nor a hub repository that could be fetched ({reason})"
-        ) from error
+    return hub.fetch(str(source), [CONFIG_FILE, WEIGHTS_FILE], "hub repository")

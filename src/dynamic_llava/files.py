@@ -1,4 +1,4 @@
-"""Writes files so that no reader ever meets half of one."""
+"""Writes files so that no reader ever meets half of one; tells in a line why one cannot be read."""
 
 from __future__ import annotations
 
@@ -60,6 +60,11 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def first_line(error: Exception) -> str:
+    """Return an error's message without the advice that follows it."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -162,7 +162,17 @@ class Sparsifier(Decisions):
         ValueError
             If a file is broken, or a tensor missing, unexpected or misshapen.
         """
-        adapter = Adapter.read(source)
+        return cls.from_adapter(Adapter.read(source), source)
+
+    @classmethod
+    def from_adapter(cls, adapter: Adapter, source: str | Path) -> Sparsifier:
+        """Make what ``adapter``'s files hold; ``source`` names them in errors.
+
+        Raises
+        ------
+        ValueError
+            If a tensor is missing, unexpected or misshapen.
+        """
         sparsifier = cls(adapter.config, adapter.hidden_size)
         sparsifier.make_prompt_predictor(any(name.startswith("prompt_predictor.") for name in adapter.state))
         adapter.check(sparsifier.state_dict(), source)

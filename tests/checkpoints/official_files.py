@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.verification.forge.model import Shape, configs, random_weights
 from tests.verification.forge.reference import TOWER
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 SHAPE = Shape(hidden=32, layers=3, heads=4, key_heads=2, image_size=28, vocabulary=40)
 OWN_TOWER = f"model.{TOWER}"
@@ -35,6 +37,18 @@ def write(root: Path, dtype: torch.dtype = torch.float32, question: bool = False
         write_config(folder, content)
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return root / "checkpoint"
+
+
+def write_tokenizer(folder: Path, *special: str) -> None:
+    """Write a tokenizer of forty words and these special tokens."""
+    words = {word: i for i, word in enumerate(["<unk>", "<s>", "</s>", *(f"w{i}" for i in range(37))])}
+    made = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=made, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<unk>"
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": list(special)})
+    tokenizer.save_pretrained(folder)
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:

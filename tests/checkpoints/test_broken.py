@@ -251,6 +251,17 @@ def test_config_without_a_size(field: str, official: Path) -> None:
     refused(official, str(official / "config.json"), field)
 
 
+def test_configs_with_a_value_of_another_type(official: Path, stock: Path) -> None:
+    """Transformers checks them in several lines, with an error of its own kind."""
+    change_config(stock, text_config=config_of(stock)["text_config"] | {"intermediate_size": "wide"})
+    refused(stock, str(stock / "config.json"), "intermediate_size", "wide")
+    change_config(official, rms_norm_eps="small")
+    refused(official, str(official / "config.json"), "rms_norm_eps", "small")
+    change_config(official, rms_norm_eps=1e-5)
+    change_config(official.parent / "vision_tower", hidden_act=3)
+    refused(official, "vision_tower", "config.json", "hidden_act")
+
+
 def test_vision_tower_that_is_nowhere(official: Path) -> None:
     change_config(official, mm_vision_tower="./nowhere")
     refused(official, "nowhere", "vision_tower=")

@@ -16,7 +16,8 @@ from tests import tiny
 from tests.checkpoints import official
 
 import dynamic_llava
-from dynamic_llava.checkpoints import convert, processors, save
+from dynamic_llava.checkpoints import convert, save
+from dynamic_llava.checkpoints.official import processor as processors
 
 
 @pytest.fixture
@@ -154,13 +155,13 @@ def test_adapter_names_its_base_and_is_checked(tmp_path: Path, monkeypatch: pyte
     )
     sparsifier.push_to_hub("someone/sparse")
     assert uploaded == {"to": "someone/sparse", "files": ["sparsifier.safetensors", "sparsifier_config.json"]}
-    monkeypatch.setattr("dynamic_llava.adapter.snapshot_download", lambda *_, **__: str(tmp_path))
+    monkeypatch.setattr("dynamic_llava.hub.snapshot_download", lambda *_, **__: str(tmp_path))
     pulled = dynamic_llava.Sparsifier.from_pretrained("someone/sparse")
     assert all(torch.equal(a, b) for a, b in zip(pulled.parameters(), sparsifier.parameters(), strict=True))
 
 
 def test_model_from_the_hub_is_called_by_its_id(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dynamic_llava.checkpoints.folders.snapshot_download", lambda *_, **__: str(folder))
+    monkeypatch.setattr("dynamic_llava.hub.snapshot_download", lambda *_, **__: str(folder))
     model = dynamic_llava.load_model("someone/sparse-7b")
     assert model.name_or_path == "someone/sparse-7b"
     assert model.sparsifier.adapter().base_model == "someone/sparse-7b"

@@ -216,7 +216,7 @@ def test_tower_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         asked.append(name)
         return str(tmp_path / "vision_tower")
 
-    monkeypatch.setattr("dynamic_llava.checkpoints.towers.snapshot_download", download)
+    monkeypatch.setattr("dynamic_llava.hub.snapshot_download", download)
     checkpoints.load_model(folder)
     assert asked == ["someone/clip"]
 
@@ -260,6 +260,8 @@ def test_predictors_alone_load_with_their_base(tmp_path: Path) -> None:
     tiny.sparsifier().save_pretrained(tmp_path / "nameless")
     with pytest.raises(FileNotFoundError, match="names no base model"):
         checkpoints.load(tmp_path / "nameless")
+    with pytest.raises(ValueError, match="predictors alone"):
+        checkpoints.convert(tmp_path / "alone", tmp_path / "out", to="official")
 
 
 def test_the_hub_sees_no_path_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,24 +16,13 @@ from tests.checkpoints.official_files import (
     config_of,
     tensors_of,
     without_predictors,
+    write_tokenizer,
 )
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoProcessor, LlavaForConditionalGeneration, PreTrainedTokenizerFast
+from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from dynamic_llava import checkpoints
 
 CHAT = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "w1 w2"}]}]
-
-
-def write_tokenizer(folder: Path, *special: str) -> None:
-    words = {word: i for i, word in enumerate(["<unk>", "<s>", "</s>", *(f"w{i}" for i in range(37))])}
-    made = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=made, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<unk>"
-    )
-    tokenizer.add_special_tokens({"additional_special_tokens": list(special)})
-    tokenizer.save_pretrained(folder)
 
 
 def write_with_rows(tmp_path: Path, rows: int, **changes: Any) -> Path:

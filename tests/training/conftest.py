@@ -13,6 +13,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from dynamic_llava import checkpoints
 from dynamic_llava.training import nano
+from dynamic_llava.training.recipe import MOVED
 
 SIDE, PATCH = 48, 8
 
@@ -57,7 +58,7 @@ def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def write_recipe(tmp_path: Path, small_checkpoint: Path) -> WriteRecipe:
-    """Write a recipe of four steps of the dynamic stage; settings can be changed by name."""
+    """Write a recipe of four steps of the dynamic stage; settings can be changed by name, in any section."""
 
     def write(name: str, **changes: Any) -> Path:
         settings: dict[str, Any] = {
@@ -75,7 +76,21 @@ def write_recipe(tmp_path: Path, small_checkpoint: Path) -> WriteRecipe:
         sparsity = {**settings["sparsity"], **changes.pop("sparsity", {})}
         settings = {**settings, **changes, "sparsity": sparsity}
         path = tmp_path / f"{name}.yaml"
-        path.write_text(yaml.safe_dump({k: v for k, v in settings.items() if v is not None}))
+        path.write_text(yaml.safe_dump(in_sections({k: v for k, v in settings.items() if v is not None})))
         return path
 
     return write
+
+
+def in_sections(settings: dict[str, Any]) -> dict[str, Any]:
+    """Put each setting into its section; a stage without a method gets none."""
+    recipe: dict[str, Any] = {}
+    for name, value in settings.items():
+        *sections, key = MOVED.get(name, name).split(".")
+        place = recipe
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[key] = value
+    if settings["stage"] != "dynamic":
+        del recipe["method"]
+    return recipe

@@ -25,8 +25,8 @@ from torch.distributed.fsdp import fully_shard
 
 from dynamic_llava.training import stages
 from dynamic_llava.training.feeding import feed
-from dynamic_llava.training.objectives import counts
 from dynamic_llava.training.recipe import Recipe
+from dynamic_llava.training.stages.objective import counts
 
 
 def main(recipe_path: Path, folder: Path) -> None:

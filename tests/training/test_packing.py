@@ -9,7 +9,7 @@ from transformers import LlavaProcessor
 from dynamic_llava.data import scenes
 from dynamic_llava.data.training import IGNORE
 from dynamic_llava.training import nano
-from dynamic_llava.training.packing import Packer
+from dynamic_llava.training.nano.packing import Packer
 
 
 @pytest.fixture(scope="module")

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
-from dynamic_llava.training.recipe import Recipe
+from dynamic_llava.training.recipe import MOVED, Recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
+DRAWN = "drawn: {scenes_per_step: 1, easy_vqa_per_step: 0}"
 GOOD = (
-    "stage: vision\noutput: out\nsteps: 2\nscenes_per_step: 1\neasy_vqa_per_step: 0\nlearning_rate: 0.001\n"
+    f"stage: {{name: vision}}\ndata: {{{DRAWN}}}\n"
+    "optimizer: {learning_rate: 0.001}\nrun: {output: out, steps: 2}\n"
 )
+DENSE = GOOD.replace("name: vision", "name: dense, init: somewhere")
+DYNAMIC = GOOD.replace("name: vision", "name: dynamic, init: somewhere")
+METHOD = "method: {sparsity: {}}\n"
+TALK = DYNAMIC.replace(DRAWN, "conversations: {path: a.json}")
 
 
 SHIPPED = [*RECIPES.glob("*.yaml"), *RECIPES.glob("results/*.yaml")]
@@ -29,11 +37,31 @@ def test_shipped_recipes_read_and_start_with_their_command(path: Path) -> None:
         ("stage: [", "not a YAML file"),
         ("just words", "mapping"),
         (GOOD + "learningrate: 3\n", "learningrate"),
-        (GOOD.replace("steps: 2", "steps: 0"), "steps"),
-        (GOOD.replace("vision", "sparse"), "stage"),
+        (GOOD.replace("steps: 2", "steps: 0"), r"run\.steps"),
+        (GOOD.replace("vision", "sparse"), r"stage\.name"),
         (GOOD.replace("vision", "dense"), "init"),
-        (GOOD.replace("vision", "dynamic"), "sparsity"),
+        (DYNAMIC, "sparsity"),
         (GOOD.replace("scenes_per_step: 1", "scenes_per_step: 0"), "nothing to train on"),
+        (GOOD.replace("learning_rate", "learningrate"), r"optimizer\.learning"),
+        (
+            GOOD.replace("drawn: {scenes_per_step: 1, easy_vqa_per_step: 0}", ""),
+            "data: .*nothing to train on",
+        ),
+        (GOOD.replace("data: {", "data: {conversations: {path: a.json}, "), "data: .*both"),
+        (GOOD.replace("data: {", "data: {accumulate: 2, "), "data: .*accumulate"),
+        (GOOD.replace(", steps: 2", ""), r"run\.steps: drawn pictures never end"),
+        (TALK.replace("name: dynamic", "name: vision"), "data: the vision stage"),
+        (DENSE + METHOD, "method: the dense stage"),
+        (DYNAMIC + "method: {sparsity: {layer: 0}}", "method: sparsity: .*layer"),
+        (DYNAMIC + "method: {sparsity: {sparsify_prompt: true}}", "method: sparsity: sparsify_prompt"),
+        (DYNAMIC + METHOD.replace("{}", "{}, image_rates: [0.1, 0.2]"), "method: image_rates and text_rates"),
+        (
+            DYNAMIC + METHOD.replace("{}", "{}, image_rates: [0.3, 0.2], text_rates: [0.1, 0.2]"),
+            "bounds must rise",
+        ),
+        (DENSE + "evaluation: {every: 30}", r"evaluation\.every must be a multiple of run\.save_every"),
+        (DENSE + "evaluation: {every: 100, conversations: {path: a}}", r"evaluation\.conversations"),
+        (TALK + METHOD + "evaluation: {every: 100}", r"evaluation\.conversations"),
     ],
 )
 def test_wrong_recipes_are_refused_with_file_and_field(tmp_path: Path, text: str, says: str) -> None:
@@ -42,6 +70,51 @@ def test_wrong_recipes_are_refused_with_file_and_field(tmp_path: Path, text: str
     with pytest.raises(ValueError, match=says) as error:
         Recipe.read(path)
     assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", [GOOD, DENSE, DYNAMIC + METHOD, TALK + METHOD])
+def test_recipes_that_the_wrong_ones_differ_from_are_right(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    Recipe.read(path)
+
+
+def flat(path: Path) -> dict[str, Any]:
+    """A shipped recipe as it was written before there were sections."""
+    recipe = yaml.safe_load(path.read_text())
+    settings = {}
+    for name, place in MOVED.items():
+        value = recipe
+        for key in place.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if value is not None:
+            settings[name] = value
+    return settings
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED), ids=lambda path: path.stem)
+def test_flat_recipes_are_told_where_each_setting_went(path: Path, tmp_path: Path) -> None:
+    old = tmp_path / "old.yaml"
+    settings = flat(path)
+    old.write_text(yaml.safe_dump(settings))
+    with pytest.raises(ValueError, match="settings lie in sections now: move stage") as error:
+        Recipe.read(old)
+    message = str(error.value)
+    assert str(old) in message
+    assert "\n" not in message
+    said = message.partition(" now: move ")[2]
+    moves = dict(reversed(part.rsplit(" into ", 1)) for part in said.split("; "))
+    for name in settings:
+        section, _, key = MOVED[name].rpartition(".")
+        assert (name if name == key else f"{name} (as {key})") in moves[section].split(", ")
+
+
+def test_a_setting_outside_of_its_section_is_told_where_it_belongs(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(DENSE + "seed: 3\nevaluation: {every: 100, data: {path: a.json}}\n")
+    with pytest.raises(ValueError, match=r"move seed into run; evaluation\.data \(as conversations\)"):
+        Recipe.read(path)
 
 
 def test_missing_recipe_is_named(tmp_path: Path) -> None:

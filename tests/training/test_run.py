@@ -17,7 +17,7 @@ from tests.training.conftest import WriteRecipe
 
 import dynamic_llava
 from dynamic_llava.training import run, trainer
-from dynamic_llava.training.objectives import DenseObjective
+from dynamic_llava.training.stages.dense import DenseObjective
 
 
 def losses(folder: Path) -> dict[int, tuple[float, ...]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dynamic_llava.checkpoints.convert import Conversion, convert
-from dynamic_llava.checkpoints.folders import resolve, save
-from dynamic_llava.checkpoints.loading import load, load_model
+from dynamic_llava.checkpoints.load import load, load_model, load_with_processor
+from dynamic_llava.checkpoints.save import save
+from dynamic_llava.checkpoints.source import Source, resolve
 
-__all__ = ["Conversion", "convert", "load", "load_model", "resolve", "save"]
+__all__ = ["Conversion", "Source", "convert", "load", "load_model", "load_with_processor", "resolve", "save"]

@@ -16,16 +16,20 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import LlavaConfig
 
-from dynamic_llava.adapter import CONFIG_FILE, WEIGHTS_FILE
-from dynamic_llava.checkpoints import official
-from dynamic_llava.checkpoints.folders import read_config, replacing_folder, resolve
+from dynamic_llava.adapter import CONFIG_FILE, Adapter
 from dynamic_llava.checkpoints.layout import from_hub, to_hub
-from dynamic_llava.checkpoints.loading import has_tokenizer
-from dynamic_llava.checkpoints.processors import image_processor, official_processor, picture_settings
-from dynamic_llava.checkpoints.shards import Shards
-from dynamic_llava.checkpoints.source import VOCABULARY_ROWS, OfficialCheckpoint, expected_shapes
+from dynamic_llava.checkpoints.official import layout
+from dynamic_llava.checkpoints.official.checkpoint import (
+    VOCABULARY_ROWS,
+    OfficialCheckpoint,
+    expected_shapes,
+)
+from dynamic_llava.checkpoints.official.config import official_config, predictors_off, sparsity_config
+from dynamic_llava.checkpoints.official.processor import picture_settings
+from dynamic_llava.checkpoints.save import replacing_folder
+from dynamic_llava.checkpoints.source import Source
+from dynamic_llava.checkpoints.weights import Weights
 from dynamic_llava.checkpoints.writing import SHARD_BYTES, ShardWriter
 from dynamic_llava.files import write_json
 from dynamic_llava.sparsifier import Sparsifier
@@ -84,78 +88,68 @@ def convert(
     ValueError
         If the source is in the target format already, or is broken.
     """
-    folder = resolve(source)
-    config = read_config(folder)
-    if official.is_official(config) == (to == "official"):
-        raise ValueError(f"{folder} is in the {to} format already: nothing to convert")
-    if Path(out).resolve() == folder.resolve():
+    found = Source(source, vision_tower)
+    if found.kind == "predictors":
+        raise ValueError(f"{found.folder} holds predictors alone: convert the model that they belong to")
+    if (found.kind == "official") == (to == "official"):
+        raise ValueError(f"{found.folder} is in the {to} format already: nothing to convert")
+    if Path(out).resolve() == found.folder.resolve():
         raise ValueError(f"{out} is the source itself: choose another folder")
     with replacing_folder(Path(out)) as partial:
         writer = ShardWriter(partial, shard_bytes)
         if to == "transformers":
-            has_sparsifier = _to_transformers(folder, config, vision_tower, dtype, writer, progress)
+            _to_transformers(found, dtype, writer, progress)
         else:
-            has_sparsifier = _to_official(folder, dtype, writer, progress)
+            _to_official(found, dtype, writer, progress)
         writer.close()
     names = sum(map(len, writer.names))
+    has_sparsifier = found.adapter is not None
     return Conversion(Path(out), to, names, writer.total_bytes, len(writer.names), has_sparsifier)
 
 
 def _to_transformers(
-    folder: Path,
-    raw: dict[str, Any],
-    vision_tower: str | Path | None,
-    dtype: torch.dtype | None,
-    writer: ShardWriter,
-    progress: Callable[[int, int], None],
-) -> bool:
-    processor = official_processor(folder, raw, vision_tower) if has_tokenizer(folder) else None
-    token = None if processor is None else processor.image_token_id
-    source = OfficialCheckpoint(folder, vision_tower, token)
+    source: Source, dtype: torch.dtype | None, writer: ShardWriter, progress: Callable[[int, int], None]
+) -> None:
+    checkpoint = source.official
     found = None
-    for done, (path, tensor) in enumerate(source.tensors(), start=1):
+    for done, (path, tensor) in enumerate(checkpoint.tensors(), start=1):
         found = found or (dtype or tensor.dtype)
         writer.add(to_hub(path), _cast(tensor, dtype))
-        progress(done, len(source.model_paths))
-    source.config.architectures = ["LlavaForConditionalGeneration"]
-    source.config.dtype = found
-    source.config.save_pretrained(writer.folder)
-    source.generation_config().save_pretrained(writer.folder)
-    if processor is not None:
-        processor.save_pretrained(writer.folder)
-    else:
-        place = source.tower.folder if source.tower else folder
-        image_processor(raw, source.config.vision_config, place).save_pretrained(writer.folder)
-    if source.adapter is not None:
-        source.adapter.save(writer.folder)
-    _keep_aside(folder, source, writer.folder / KEPT)
-    return source.adapter is not None
+        progress(done, len(checkpoint.model_paths))
+    checkpoint.config.architectures = ["LlavaForConditionalGeneration"]
+    checkpoint.config.dtype = found
+    checkpoint.config.save_pretrained(writer.folder)
+    checkpoint.generation_config().save_pretrained(writer.folder)
+    (checkpoint.processor or checkpoint.image_processor).save_pretrained(writer.folder)
+    if checkpoint.adapter is not None:
+        checkpoint.adapter.save(writer.folder)
+    _keep_aside(checkpoint, writer.folder / KEPT)
 
 
-def _keep_aside(folder: Path, source: OfficialCheckpoint, kept: Path) -> None:
+def _keep_aside(checkpoint: OfficialCheckpoint, kept: Path) -> None:
     kept.mkdir()
-    for path in folder.iterdir():
+    for path in checkpoint.folder.iterdir():
         if path.suffix in SMALL_FILES and path.is_file() and not path.name.endswith(".index.json"):
             shutil.copyfile(path, kept / path.name)
-    write_json(kept / ORIGIN, {"has_vision_tower": source.tower is None})
-    if aside := source.aside():
+    write_json(kept / ORIGIN, {"has_vision_tower": checkpoint.tower is None})
+    if aside := checkpoint.aside():
         save_file(
             {name: t.contiguous() for name, t in aside.items()}, kept / EXTRA, metadata={"format": "pt"}
         )
 
 
 def _to_official(
-    folder: Path, dtype: torch.dtype | None, writer: ShardWriter, progress: Callable[[int, int], None]
-) -> bool:
-    config: Any = LlavaConfig.from_pretrained(folder)
-    shards = Shards(folder)
-    origins = {from_hub(name): name for name in shards}
-    shapes = _complete_shapes(folder, config, origins, shards)
-    sparsifier = Sparsifier.from_pretrained(folder) if (folder / CONFIG_FILE).is_file() else None
+    source: Source, dtype: torch.dtype | None, writer: ShardWriter, progress: Callable[[int, int], None]
+) -> None:
+    folder, config, weights, adapter = source.folder, source.config, source.weights, source.adapter
+    origins = {from_hub(name): name for name in weights}
+    shapes = _complete_shapes(folder, config, origins, weights)
+    if adapter is not None:
+        Sparsifier.from_adapter(adapter, folder)  # refuses a tensor that is missing, left over or misshapen
     kept = folder / KEPT
     if kept.is_dir():
         raw = json.loads((kept / "config.json").read_text(encoding="utf-8"))
-        if sparsifier and sparsifier.config != official.sparsity_config(raw, str(kept)):
+        if sparsity_config(raw, str(kept)) != (adapter.config if adapter else None):
             raise ValueError(
                 f"{folder / CONFIG_FILE} was changed since {kept} was kept: remove that folder to convert "
                 "without it"
@@ -163,11 +157,11 @@ def _to_official(
         has_tower = json.loads((kept / ORIGIN).read_text(encoding="utf-8"))["has_vision_tower"]
         small = [file for file in kept.iterdir() if file.suffix in SMALL_FILES and file.name != ORIGIN]
     else:
-        raw = official.official_config(config, sparsifier.config if sparsifier else None)
+        raw = official_config(config, adapter.config if adapter else None)
         pictures, raw["image_aspect_ratio"] = picture_settings(folder)
         has_tower = False
         small = [file for file in folder.iterdir() if file.suffix in SMALL_FILES and _is_general(file)]
-        _write_tower(shards, origins, config, pictures, writer.folder / "vision_tower")
+        _write_tower(weights, origins, config, pictures, writer.folder / "vision_tower")
         write_json(writer.folder / "config.json", raw)
     for file in small:
         shutil.copyfile(file, writer.folder / file.name)
@@ -175,24 +169,24 @@ def _to_official(
     projector = raw.get("mm_projector_type", "linear")
     for done, (path, name) in enumerate(origins.items(), start=1):
         if has_tower or not path.startswith("model.vision_tower."):
-            tensor = shards.read(name)
+            tensor = weights.read(name)
             if tensor.shape != shapes[path]:
                 raise ValueError(
-                    f"{shards.files[name]}: tensor {name} has shape {tuple(tensor.shape)}, expected "
+                    f"{weights.files[name]}: tensor {name} has shape {tuple(tensor.shape)}, expected "
                     f"{tuple(shapes[path])}"
                 )
             rows = tensor[: raw["vocab_size"]] if path in VOCABULARY_ROWS else tensor
-            writer.add(official.to_official(path, projector), _cast(rows, dtype))
+            writer.add(layout.to_official(path, projector), _cast(rows, dtype))
         progress(done, total)
-    for name, tensor in _predictors(folder, raw):
-        writer.add(name, tensor)
+    if adapter is not None:
+        for name, tensor in _predictors(adapter):
+            writer.add(name, tensor)
     if (kept / EXTRA).is_file():
         for name, tensor in load_file(kept / EXTRA).items():
             writer.add(name, tensor)
-    return sparsifier is not None
 
 
-def _complete_shapes(folder: Path, config: Any, origins: dict[str, str], shards: Shards) -> dict[str, Any]:
+def _complete_shapes(folder: Path, config: Any, origins: dict[str, str], weights: Weights) -> dict[str, Any]:
     """Return the shape of each tensor by module path; refuse a checkpoint with others or fewer."""
     shapes = expected_shapes(config)
     for path in sorted(shapes.keys() - origins.keys()):
@@ -201,29 +195,26 @@ def _complete_shapes(folder: Path, config: Any, origins: dict[str, str], shards:
     for path in sorted(origins.keys() - shapes.keys()):
         name = origins[path]
         raise ValueError(
-            f"{shards.files[name]}: tensor {name} has no place in the model that config.json describes"
+            f"{weights.files[name]}: tensor {name} has no place in the model that config.json describes"
         )
     return shapes
 
 
-def _predictors(folder: Path, raw: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
+def _predictors(adapter: Adapter) -> Iterator[tuple[str, Tensor]]:
     """Predictors' tensors by their official names, without those that the config switches off."""
-    settings = official.sparsity_config(raw, str(folder))
-    if settings is None:
-        return
-    off = official.predictors_off(settings)
-    for name, tensor in load_file(folder / WEIGHTS_FILE).items():
+    off = predictors_off(adapter.config)
+    for name, tensor in adapter.state.items():
         if name.split(".")[0] not in off:
-            yield official.to_official(f"sparsifier.{name}", ""), tensor
+            yield layout.to_official(f"sparsifier.{name}", ""), tensor
 
 
 def _write_tower(
-    shards: Shards, origins: dict[str, str], config: Any, pictures: dict[str, Any], folder: Path
+    weights: Weights, origins: dict[str, str], config: Any, pictures: dict[str, Any], folder: Path
 ) -> None:
     folder.mkdir()
     prefix = "model.vision_tower."
     tower = {
-        "vision_model." + path.removeprefix(prefix): shards.read(name)
+        "vision_model." + path.removeprefix(prefix): weights.read(name)
         for path, name in origins.items()
         if path.startswith(prefix)
     }

@@ -1,194 +1,157 @@
-"""An official checkpoint as a source of tensors under our names, checked before any is used."""
+"""What the user named, resolved once: its folder, its kind, and each of its parts, read when asked for."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from functools import cached_property
+from importlib import resources
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
-import torch
-from torch import Tensor
-from transformers import GenerationConfig, LlavaForConditionalGeneration
+from transformers import LlavaConfig, ProcessorMixin
 
-from dynamic_llava.adapter import Adapter
-from dynamic_llava.checkpoints import official
-from dynamic_llava.checkpoints.projectors import fit_projector
-from dynamic_llava.checkpoints.shards import Shards
-from dynamic_llava.checkpoints.towers import find_tower, own_config
-from dynamic_llava.sparsifier import Sparsifier
+from dynamic_llava import hub
+from dynamic_llava.adapter import CONFIG_FILE, WEIGHTS_FILE, Adapter
+from dynamic_llava.checkpoints.configs import made_from
+from dynamic_llava.checkpoints.official.checkpoint import OfficialCheckpoint
+from dynamic_llava.checkpoints.official.config import is_official
+from dynamic_llava.checkpoints.official.tower import Tower
+from dynamic_llava.checkpoints.processor import read_processor
+from dynamic_llava.checkpoints.tokenizer import has_tokenizer
+from dynamic_llava.checkpoints.weights import Weights
+from dynamic_llava.files import first_line
 
-VOCABULARY_ROWS = ("model.language_model.embed_tokens.weight", "lm_head.weight")
+HUB_FILES = ["*.json", "*.safetensors", "*.bin", "*.model", "*.jinja", "*.txt"]
+Kind = Literal["stock", "official", "predictors"]
 
 
-class OfficialCheckpoint:
-    """Config and tensors of a checkpoint of the official code.
+class Source:
+    """A checkpoint, as the user named it. Nothing is read before it is asked for, nor twice.
 
     Parameters
     ----------
-    folder
-        The checkpoint.
+    name
+        A folder, a hub id, or ``"nano"``, the model that comes with this package.
     vision_tower
-        Where the tower lies, if not where the checkpoint says.
-    image_token_id
-        Id of the image placeholder in the checkpoint's tokenizer; None takes the first id that is free. The
-        vocabulary grows by the rows that this needs.
+        Where the tower of an official checkpoint lies, if not where its config says.
 
     Attributes
     ----------
-    raw
-        The official ``config.json``.
-    config
-        Its translation.
-    sparsifier, adapter
-        Predictors with their weights, in one dtype and each tensor in its own; or None.
+    folder
+        Where it lies on this machine; what a hub id names is fetched.
 
     Raises
     ------
     FileNotFoundError
-        If a file is missing.
+        If there is no such checkpoint; its parts raise this if a file of theirs is missing.
     ValueError
-        If a tensor is missing, left over or misshapen, or the config asks for something unknown.
+        Raised by its parts, if a file of theirs is broken.
     """
 
-    def __init__(
-        self, folder: Path, vision_tower: str | Path | None = None, image_token_id: int | None = None
-    ) -> None:
-        self.folder = folder
-        self.raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        self.shards = Shards(folder)
-        self.projector: str = self.raw.get("mm_projector_type", "linear")
-        has_own_tower = any(name.startswith(official.TOWER) for name in self.shards)
-        self.tower = find_tower(self.raw, folder, vision_tower, has_own_tower)
-        vision = self.tower.config if self.tower else own_config(self.raw, folder)
-        source = str(folder / "config.json")
-        self.config = cast(Any, official.llava_config(self.raw, vision, source))
-        self.rows: int = self.config.text_config.vocab_size
-        self.config.image_token_id = self.rows if image_token_id is None else image_token_id
-        self.config.text_config.vocab_size = max(self.rows, self.config.image_token_id + 1)
-        self.sparsity = official.sparsity_config(self.raw, source)
-        self.adapter: Adapter | None = None
-        self._origins = self._find_origins()
-        self.shapes = expected_shapes(self.config)
-        self.sparsifier = self._read_sparsifier()
-        self._check_names()
+    def __init__(self, name: str | Path, vision_tower: str | Path | None = None) -> None:
+        self.name = name
+        self.vision_tower = vision_tower
+        self.folder = resolve(name)
 
     @property
-    def model_paths(self) -> list[str]:
-        """Module paths of the model's tensors, in the order in which :meth:`tensors` yields them."""
-        own = [path for path in self._origins if not path.startswith("sparsifier.")]
-        return [*own, *(self.tower.names if self.tower else ())]
+    def hub_id(self) -> str | None:
+        """Id of a source from the hub."""
+        is_local = self.name == "nano" or Path(self.name).expanduser().is_dir()
+        return None if is_local else str(self.name)
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield module path and tensor of the model, without the sparsifier, file by file."""
-        for path in self.model_paths:
-            if self.tower and path in self.tower.names:
-                yield path, self._checked(path, self.tower.read(path))
-            else:
-                yield path, self._read(path)
+    @cached_property
+    def kind(self) -> Kind:
+        """``stock`` (transformers' LLaVA, perhaps with predictors), ``official``, or ``predictors`` alone."""
+        if not self._has("config.json") and self._has(CONFIG_FILE):
+            return "predictors"
+        return "official" if is_official(self.raw) else "stock"
 
-    def aside(self) -> dict[str, Tensor]:
-        """Return the official tensors without a counterpart here, by their official names."""
-        used = set(self._origins.values())
-        return {name: self.shards.read(name) for name in self.shards if name not in used}
-
-    def generation_config(self) -> GenerationConfig:
-        """Return the checkpoint's own settings of generation, without the image token among the answers."""
-        text = self.config.text_config
-        names = ("bos_token_id", "eos_token_id", "pad_token_id")
-        generation = GenerationConfig(**{name: getattr(text, name) for name in names})
-        if (self.folder / "generation_config.json").is_file():
-            generation = GenerationConfig.from_pretrained(self.folder)
-        if not generation.do_sample:  # Vicuna's has flags of sampling all the same, which cannot be saved
-            generation.temperature = generation.top_p = 1.0
-        if text.vocab_size > self.rows:
-            generation.suppress_tokens = [self.config.image_token_id]
-        return generation
-
-    def _find_origins(self) -> dict[str, str]:
-        """Official name of each module path; the copy of a tower that lies elsewhere stays out."""
-        names = [name for name in self.shards if official.has_counterpart(name)]
-        if self.tower:
-            names = [name for name in names if not name.startswith(official.TOWER)]
-        origins = {official.to_ours(name, self.projector): name for name in names}
-        if self.sparsity is None:
-            return origins
-        # The official code makes no predictor for what its config switches off, and ignores its tensors.
-        unused = tuple(f"sparsifier.{name}." for name in official.predictors_off(self.sparsity))
-        return {path: name for path, name in origins.items() if not path.startswith(unused)}
-
-    def _read(self, path: str) -> Tensor:
-        tensor = self._checked(path, self.shards.read(self._origins[path]))
-        return self._grown(tensor) if path in VOCABULARY_ROWS else tensor
-
-    def _grown(self, rows_VC: Tensor) -> Tensor:
-        """Add rows for the image token; as the mean of all they differ from padding and score low."""
-        missing = self.config.text_config.vocab_size - self.rows
-        if missing == 0:
-            return rows_VC
-        mean_1C = rows_VC.float().mean(0, keepdim=True).to(rows_VC.dtype)
-        return torch.cat([rows_VC, mean_1C.expand(missing, -1)])
-
-    def _checked(self, path: str, tensor: Tensor) -> Tensor:
-        shape = tuple(self.shapes[path])
-        expected = (self.rows, *shape[1:]) if path in VOCABULARY_ROWS else shape
-        if tensor.shape != expected:
+    @cached_property
+    def raw(self) -> dict[str, Any]:
+        """``config.json`` as it stands there, of a kind of model that can be loaded."""
+        path = self.folder / "config.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} does not exist: {self.folder} is no checkpoint")
+        try:
+            raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            model_type = raw["model_type"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is no model config: {first_line(error)}") from error
+        if model_type != "llava" and not is_official(raw):
             raise ValueError(
-                f"{self.file_of(path)}: tensor {self._origins.get(path, path)} has shape "
-                f"{tuple(tensor.shape)}, expected {expected}"
+                f"{self.folder} holds a {model_type} model: llava (transformers), llava_llama, llava_mistral "
+                "and dynamic_llava_llama (official) can be loaded"
             )
-        return tensor
+        return raw
 
-    def _read_sparsifier(self) -> Sparsifier | None:
-        if self.sparsity is None:
-            name = next((name for name in self.shards if name.startswith(official.PREDICTORS)), None)
-            if name is not None:
-                raise ValueError(
-                    f"{self.shards.files[name]}: tensor {name} belongs to a predictor, but config.json has "
-                    "no sparse_config"
-                )
+    @cached_property
+    def config(self) -> Any:
+        """Config of the stock model; that of an official checkpoint is translated."""
+        if self.kind == "official":
+            return self.official.config
+        with made_from(self.folder / "config.json", "LLaVA"):
+            return LlavaConfig.from_dict(self.raw)
+
+    @cached_property
+    def weights(self) -> Weights:
+        """The tensors, by their names in the files."""
+        named = self.raw.get("transformers_weights") if self.kind == "stock" else None
+        return Weights(self.folder, named)
+
+    @cached_property
+    def official(self) -> OfficialCheckpoint:
+        """What only an official checkpoint has."""
+        return OfficialCheckpoint(self.folder, self.raw, self.weights, self.vision_tower)
+
+    @cached_property
+    def tower(self) -> Tower | None:
+        """The vision tower, where it lies apart from the checkpoint."""
+        return self.official.tower if self.kind == "official" else None
+
+    @cached_property
+    def processor(self) -> ProcessorMixin | None:
+        """Tokenizer, handling of pictures and chat template; None where there is no tokenizer."""
+        if self.kind == "predictors":
+            return self.base.processor
+        if not has_tokenizer(self.folder):
             return None
-        sparsifier = Sparsifier(self.sparsity, self.config.text_config.hidden_size)
-        expected = {f"sparsifier.{name}": tensor for name, tensor in sparsifier.state_dict().items()}
-        self.shapes |= {path: tensor.shape for path, tensor in expected.items()}
-        off = official.predictors_off(self.sparsity)
-        for path in expected:
-            if path not in self._origins and path.split(".")[1] not in off:
-                name = official.to_official(path, self.projector)
-                raise ValueError(f"{self.folder}: tensor {name} is missing")
-        found = {path: self._read(path) for path in expected if path in self._origins}
-        dtype = next((tensor.dtype for tensor in found.values()), torch.float32)
-        state = {
-            path.removeprefix("sparsifier."): found.get(path, torch.zeros_like(tensor, dtype=dtype))
-            for path, tensor in expected.items()
-        }
-        sparsifier.load_state_dict(state)
-        self.adapter = Adapter(self.sparsity, sparsifier.hidden_size, "", state)
-        return sparsifier.to(dtype)
+        if self.kind == "official":
+            return self.official.processor
+        return read_processor(self.folder, self.config)
 
-    def _check_names(self) -> None:
-        found = {*self._origins, *(self.tower.names if self.tower else ())}
-        optional = {path for path in self.shapes if path.startswith("sparsifier.")}
-        for path in sorted(self.shapes.keys() - found - optional):
-            if path == "lm_head.weight" and self.config.tie_word_embeddings:
-                continue
-            raise ValueError(f"{self.folder}: tensor {official.to_official(path, self.projector)} is missing")
-        for path in sorted(found - self.shapes.keys()):
-            name = self._origins.get(path, path)
-            file = self.shards.files.get(name, self.folder)
-            raise ValueError(f"{file}: tensor {name} has no place in the model that config.json describes")
+    @cached_property
+    def adapter(self) -> Adapter | None:
+        """The predictors and their settings, where there are any."""
+        if self.kind == "official":
+            return self.official.adapter
+        return Adapter.read(self.folder) if self._has(CONFIG_FILE) or self._has(WEIGHTS_FILE) else None
 
-    def file_of(self, path: str) -> Path:
-        """Return the file that a module path is read from."""
-        origin = self._origins.get(path)
-        if origin is not None:
-            return self.shards.files[origin]
-        return self.tower.file(path) if self.tower else self.folder
+    @cached_property
+    def base(self) -> Source:
+        """The model that predictors alone were trained for."""
+        base = cast(Adapter, self.adapter).base_model
+        if not base:
+            raise FileNotFoundError(
+                f"{self.folder / 'config.json'} does not exist: {self.folder} is no checkpoint, and its "
+                "sparsifier names no base model; load the model, then attach Sparsifier.from_pretrained(...)"
+            )
+        if Path(base).expanduser().resolve() == self.folder.resolve():
+            raise ValueError(
+                f"{self.folder / CONFIG_FILE} names its own folder as base model, which holds no model"
+            )
+        return Source(base, self.vision_tower)
+
+    def _has(self, name: str) -> bool:
+        return (self.folder / name).is_file()
 
 
-def expected_shapes(config: Any) -> dict[str, Any]:
-    """Return the shape of every tensor of a model by module path, without allocating any."""
-    with torch.device("meta"):
-        model = LlavaForConditionalGeneration(config)
-        fit_projector(model)
-        return {name: tensor.shape for name, tensor in model.state_dict().items()}
+def resolve(name: str | Path) -> Path:
+    """Return the local folder of a checkpoint: itself, the bundled model's, or a download of a hub id."""
+    if name == "nano":
+        return Path(str(resources.files("dynamic_llava") / "models" / "nano"))
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if not hub.is_id(name):
+        raise FileNotFoundError(f"{name}: no such checkpoint; give a folder, a hub id (owner/name), or nano")
+    return hub.fetch(str(name), HUB_FILES, "hub model")

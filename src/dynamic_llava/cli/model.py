@@ -44,14 +44,9 @@ def prepared(
 
 def load(source: str) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Load what a command asks questions with."""
-    import dynamic_llava
+    from dynamic_llava.checkpoints import load_with_processor
 
-    model, processor = dynamic_llava.load(source)
-    if processor is None:
-        raise ValueError(
-            f"{source}: the checkpoint has no tokenizer or processor; save the model's own beside it"
-        )
-    return model, processor
+    return load_with_processor(source)
 
 
 def set_dense(model: PreTrainedModel, dense: bool) -> None:

@@ -15,6 +15,10 @@ from dynamic_llava.files import check_folder
 def command(
     recipe: Annotated[Path, typer.Argument(help="A recipe; the shipped ones are in recipes/.")],
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint.")] = False,
+    allow_changes: Annotated[
+        bool,
+        typer.Option("--allow-changes", help="Resume although the recipe or its data have changed."),
+    ] = False,
     dry: Annotated[
         bool, typer.Option("--dry-run", help="Only show parameters, tokens, steps and memory.")
     ] = False,
@@ -28,8 +32,8 @@ def command(
     from dynamic_llava.training.recipe import Recipe
 
     if not dry:
-        check_folder(f"output in {recipe}", Recipe.read(recipe).output)
-        folder = run.train(recipe, resume=resume)
+        check_folder(f"output in {recipe}", Recipe.read(recipe).run.output)
+        folder = run.train(recipe, resume=resume, allow_changes=allow_changes)
         print_json({"model": str(folder)}) if as_json else typer.echo(folder)
         return
     plan = run.dry_run(recipe)

@@ -7,6 +7,7 @@ The layout is that of LLaVA's instruction mix, LVIS-Instruct4V and ShareGPT4V: `
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from array import array
@@ -100,6 +101,16 @@ class Conversations(Sequence[Conversation]):
             raise ValueError(f"{self.path}: changed since it was first read; start again to read it anew")
         self._file.seek(self._start[index])
         return self._checked(json.loads(self._file.read(self._bytes[index])), index)
+
+    def fingerprint(self, limit: int | None = None) -> dict[str, Any]:
+        """Return the number of the first ``limit`` entries, and a digest of what they say, in their order."""
+        digest = hashlib.sha256()
+        places = list(zip(self._start, self._bytes, strict=True))[:limit]
+        with self.path.open("rb") as file:
+            for start, size in places:
+                file.seek(start)
+                digest.update(file.read(size).strip() + b"\n")
+        return {"entries": len(places), "sha256": digest.hexdigest()}
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the open file behind: every process that loads data opens its own."""

@@ -19,9 +19,9 @@ from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from PIL import Image
 from tqdm import tqdm
 
-import dynamic_llava
 from dynamic_llava.chat.ask import encode
 from dynamic_llava.chat.prompt import PLACEHOLDER, chat_prompt
+from dynamic_llava.checkpoints import load_with_processor
 from dynamic_llava.config import SparsityConfig
 from dynamic_llava.evaluation.batches import Kept
 from dynamic_llava.sparsifier import Sparsifier
@@ -83,12 +83,9 @@ class DynamicLlava(lmms):
             raise ValueError(f"batch_size is {batch_size!r}: it must be a whole number >= 1")
         # Without an index this is the process's own device: lmms-eval has chosen it before.
         self.device = torch.device(device or torch.accelerator.current_accelerator() or "cpu")
-        self.model, processor = dynamic_llava.load(
+        self.model, self.processor = load_with_processor(
             pretrained, dtype=dtype, device=self.device, vision_tower=vision_tower
         )
-        if processor is None:
-            raise ValueError(f"{pretrained}: no tokenizer or processor; save the model's own beside it")
-        self.processor = processor
         self.batch_size = int(batch_size)
         changes = {
             "image_keep_rate": image_keep_rate,

@@ -5,15 +5,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import LlavaProcessor
 
 from dynamic_llava.data.conversations import Conversations
 from dynamic_llava.data.training import ConversationDataset, LengthGrouped, collate
-from dynamic_llava.training import generated
 from dynamic_llava.training import recipe as recipes
+from dynamic_llava.training.nano import generated
 from dynamic_llava.training.recipe import Recipe
 
 
@@ -38,20 +38,22 @@ class Feed:
 
 def feed(recipe: Recipe, processor: LlavaProcessor) -> Feed:
     """Return the data that ``recipe`` names."""
-    return (
-        _drawn(recipe, processor) if recipe.data is None else _conversations(recipe, recipe.data, processor)
-    )
+    if recipe.data.drawn is not None:
+        return _drawn(recipe, recipe.data.drawn, processor)
+    return _conversations(recipe, cast(recipes.Conversations, recipe.data.conversations), processor)
 
 
 def _conversations(recipe: Recipe, data: recipes.Conversations, processor: LlavaProcessor) -> Feed:
     train = _dataset(data, processor)
 
     def order(processes: int) -> Sampler[int]:
-        return LengthGrouped(train.lengths, recipe.batch_size * recipe.accumulate * processes, recipe.seed)
+        return LengthGrouped(
+            train.lengths, recipe.data.batch_size * recipe.data.accumulate * processes, recipe.run.seed
+        )
 
     evaluation = None
-    if recipe.evaluation is not None and recipe.evaluation.data is not None:
-        evaluation = _dataset(recipe.evaluation.data, processor)
+    if recipe.evaluation is not None and recipe.evaluation.conversations is not None:
+        evaluation = _dataset(recipe.evaluation.conversations, processor)
     pad = processor.tokenizer.pad_token_id
     if pad is None:
         pad = processor.tokenizer.eos_token_id
@@ -69,12 +71,15 @@ def _dataset(data: recipes.Conversations, processor: LlavaProcessor) -> Conversa
     )
 
 
-def _drawn(recipe: Recipe, processor: LlavaProcessor) -> Feed:
-    steps = recipe.steps or 0
-    train = generated.GeneratedSteps(recipe, processor, 0, steps)
-    unseen = generated.GeneratedSteps(recipe, processor, steps, recipe.calibration_steps)
+def _drawn(recipe: Recipe, drawn: recipes.Drawn, processor: LlavaProcessor) -> Feed:
+    make = functools.partial(
+        generated.GeneratedSteps, drawn, processor, recipe.run.seed, recipe.stage.name == "vision"
+    )
+    steps = recipe.run.steps or 0
+    train = make(0, steps)
+    unseen = make(steps, recipe.calibration_steps)
     evaluation = None
     if recipe.evaluation is not None:
         first = steps + recipe.calibration_steps
-        evaluation = generated.GeneratedSteps(recipe, processor, first, recipe.evaluation.steps)
+        evaluation = make(first, recipe.evaluation.steps)
     return Feed(train, lambda processes: SequentialSampler(train), evaluation, unseen, generated.unwrap)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dynamic_llava.training.recipe import Recipe
+from dynamic_llava.training.recipe import OptimizerSettings
 
 
 class AdamWithMuon(torch.optim.Optimizer):
@@ -46,7 +46,7 @@ class AdamWithMuon(torch.optim.Optimizer):
         return self.param_groups[:first], self.param_groups[first:]
 
 
-def parameter_groups(recipe: Recipe, objective: nn.Module) -> list[dict[str, Any]]:
+def parameter_groups(settings: OptimizerSettings, objective: nn.Module) -> list[dict[str, Any]]:
     """Return the trained parameters in groups with their peak rates: model, matrices by Muon, predictors."""
     groups: dict[str, list[nn.Parameter]] = {"model": [], "matrices": [], "predictors": []}
     for name, parameter in objective.named_parameters():
@@ -54,25 +54,30 @@ def parameter_groups(recipe: Recipe, objective: nn.Module) -> list[dict[str, Any
             continue
         if ".sparsifier." in name:
             groups["predictors"].append(parameter)
-        elif recipe.optimizer == "muon" and _is_hidden_matrix(name, parameter):
+        elif settings.name == "muon" and _is_hidden_matrix(name, parameter):
             groups["matrices"].append(parameter)
         else:
             groups["model"].append(parameter)
-    rates = (recipe.learning_rate, recipe.matrix_learning_rate, recipe.predictor_learning_rate)
+    rates = (
+        settings.learning_rate,
+        settings.matrix_learning_rate,
+        settings.predictor_learning_rate,
+    )
     named = zip(groups.items(), rates, strict=True)
     return [{"name": name, "params": params, "lr": rate} for (name, params), rate in named if params]
 
 
-def optimizer(recipe: Recipe, objective: nn.Module) -> torch.optim.Optimizer:
+def optimizer(settings: OptimizerSettings, objective: nn.Module) -> torch.optim.Optimizer:
     """Return AdamW, with Muon beside it where the recipe asks for it."""
-    groups = parameter_groups(recipe, objective)
+    groups = parameter_groups(settings, objective)
     matrices = [group for group in groups if group["name"] == "matrices"]
     others = [group for group in groups if group["name"] != "matrices"]
-    adam = torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=recipe.weight_decay)
+    adam = torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=settings.weight_decay)
     if not matrices:
         return adam
     return AdamWithMuon(
-        adam, torch.optim.Muon(matrices, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw")
+        adam,
+        torch.optim.Muon(matrices, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"),
     )
 
 

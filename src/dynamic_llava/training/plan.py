@@ -11,8 +11,8 @@ from torch import nn
 
 from dynamic_llava.training import optimizers
 from dynamic_llava.training.feeding import Feed
-from dynamic_llava.training.objectives import Objective
 from dynamic_llava.training.recipe import Recipe
+from dynamic_llava.training.stages.objective import Objective
 
 SAMPLES = 8  # of the data, looked at for the number of tokens
 GIB = 2**30
@@ -46,7 +46,7 @@ class Plan:
     @classmethod
     def of(cls, recipe: Recipe, objective: Objective, data: Feed) -> Plan:
         """Count; nothing is computed."""
-        groups = optimizers.parameter_groups(recipe, objective)
+        groups = optimizers.parameter_groups(recipe.optimizer, objective)
         parameters = {
             group["name"]: (sum(p.numel() for p in group["params"]), group["lr"]) for group in groups
         }
@@ -55,9 +55,9 @@ class Plan:
         looked = [data.collate([data.train[i]]) for i in range(min(SAMPLES, samples))]
         tokens = [sum(_tokens(group) for group in batch["groups"]) for batch in looked]
         mean = sum(tokens) / max(1, len(tokens))
-        per_step = recipe.batch_size * recipe.accumulate
-        steps = recipe.steps or max(1, round(samples * recipe.epochs / per_step))
-        memory = _memory(recipe, objective, groups, mean * recipe.batch_size)
+        per_step = recipe.data.batch_size * recipe.data.accumulate
+        steps = recipe.run.steps or max(1, round(samples * recipe.run.epochs / per_step))
+        memory = _memory(recipe, objective, groups, mean * recipe.data.batch_size)
         return cls(parameters, frozen, samples, steps, round(mean, 1), memory)
 
     def as_json(self) -> dict[str, Any]:
@@ -110,8 +110,9 @@ def _activations(recipe: Recipe, objective: nn.Module, tokens: float) -> int:
     text = getattr(config, "text_config", None)
     if text is None:
         return 0
-    size = 2 if recipe.precision == "bfloat16" else torch.finfo(getattr(torch, recipe.init_dtype)).bits // 8
+    dtype = recipe.run.precision if recipe.run.precision == "bfloat16" else recipe.stage.init_dtype
+    size = getattr(torch, dtype).itemsize
     one_layer = 34 * tokens * text.hidden_size * size / 2  # their count is in bytes of 16-bit numbers
-    if not recipe.gradient_checkpointing:
+    if not recipe.run.gradient_checkpointing:
         return round(one_layer * text.num_hidden_layers)
     return round(one_layer + tokens * text.hidden_size * size * text.num_hidden_layers)

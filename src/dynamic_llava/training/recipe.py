@@ -1,23 +1,48 @@
-"""Recipes: one commented YAML file describes one training stage."""
+"""Recipes: one commented YAML file describes one training stage, in a section for each concern."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dynamic_llava.config import SparsityConfig
+from dynamic_llava.files import first_line
 
-UnitRate = Field(gt=0, le=1)
+DType = Literal["float32", "float16", "bfloat16"]
+CALIBRATION_STEPS = 16
 
 
-class Conversations(BaseModel):
-    """Conversations in LLaVA's layout."""
+class Section(BaseModel):
+    """A part of a recipe. Unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+class StageSettings(Section):
+    """Which stage it is, and the model that it starts from."""
+
+    name: Literal["vision", "dense", "dynamic"]
+    init: str | None = None
+    """Folder or hub id of the model, with predictors or without, to start from; none for the first stage."""
+    init_dtype: DType = "float32"
+    """What the weights are trained in."""
+    vision_tower: str | None = None
+    """Folder or hub id of the tower, where ``init`` is in LLaVA's own layout, which does not hold it."""
+    train_vision_tower: bool = False
+    train_projector: bool = True
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.name != "vision" and self.init is None:
+            raise ValueError(f"the {self.name} stage starts from a finished stage; name its folder in init")
+        return self
+
+
+class Conversations(Section):
+    """Conversations in LLaVA's layout."""
 
     path: Path
     """JSON or JSONL file."""
@@ -32,54 +57,52 @@ class Conversations(BaseModel):
     """Use only the first entries."""
 
 
-class Evaluation(BaseModel):
-    """Evaluation during training, by the loss under hard decisions; the best checkpoint is what is saved."""
+class Drawn(Section):
+    """Pictures that are drawn as they are needed, a number for each step; nano learns from these."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    every: int = Field(gt=0)
-    """Steps between evaluations; a multiple of ``save_every``."""
-    steps: int = Field(default=8, gt=0)
-    """For drawn data: steps' worth of unseen pictures."""
-    data: Conversations | None = None
-
-
-class Recipe(BaseModel):
-    """One stage of training, as read from YAML. Unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    stage: Literal["vision", "dense", "dynamic"]
-    output: Path
-    """Folder for the checkpoints, the log and, in ``model/``, the finished model."""
-    init: str | None = None
-    """Folder or hub id of the model, with predictors or without, to start from; none for the first stage."""
-    vision_tower: str | None = None
-    """Folder or hub id of the tower, where ``init`` is in LLaVA's own layout, which does not hold it."""
-    init_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """What the weights are trained in."""
-    seed: int = 0
-    steps: int | None = Field(default=None, gt=0)
-    """Optimizer steps; with ``data``, ``epochs`` may say it instead."""
-    epochs: float = Field(default=1.0, gt=0)
-    data: Conversations | None = None
-    """What to train on; without it, pictures that are drawn as they are needed."""
-    batch_size: int = Field(default=1, gt=0)
-    """Conversations that one process computes at once."""
-    accumulate: int = Field(default=1, gt=0)
-    """Batches whose gradients make one optimizer step."""
-    workers: int = Field(default=0, ge=0)
-    """Processes that load data."""
-    gradient_checkpointing: bool = False
-    """Compute the layers again in the backward pass: a third slower, a fraction of the memory."""
-    report_to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
-    evaluation: Evaluation | None = None
     scenes_per_step: int = Field(default=0, ge=0)
     easy_vqa_per_step: int = Field(default=0, ge=0)
     question_rounds: int = Field(default=1, gt=0)
     """How often every kind of question is asked about a scene."""
     place_rounds: int = Field(default=0, ge=0)
     """How often those that ask for a place (position, relation) are asked on top."""
+    short_answer_weight: float = Field(default=1.0, gt=0)
+    """Weight in the loss of a token of a short answer; those of a description weigh 1."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.scenes_per_step + self.easy_vqa_per_step == 0:
+            raise ValueError("scenes_per_step and easy_vqa_per_step are 0; there is nothing to train on")
+        return self
+
+
+class DataSettings(Section):
+    """What is trained on: conversations, or drawn pictures."""
+
+    conversations: Conversations | None = None
+    drawn: Drawn | None = None
+    batch_size: int = Field(default=1, gt=0)
+    """Conversations that one process computes at once."""
+    accumulate: int = Field(default=1, gt=0)
+    """Batches whose gradients make one optimizer step."""
+    workers: int = Field(default=0, ge=0)
+    """Processes that load data."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.conversations is None) == (self.drawn is None):
+            found = "neither is there; there is nothing to train on" if self.drawn is None else "found both"
+            raise ValueError(f"give conversations or drawn; {found}")
+        if self.drawn is not None and (self.batch_size, self.accumulate) != (1, 1):
+            raise ValueError("batch_size and accumulate are for conversations; drawn counts pictures by step")
+        return self
+
+
+class OptimizerSettings(Section):
+    """How the weights move."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    """muon: Muon for the hidden matrices, AdamW for everything else."""
     learning_rate: float = Field(gt=0)
     """Peak rate of the model's parameters; warm-up, then cosine to zero."""
     matrix_learning_rate: float = Field(default=2e-3, gt=0)
@@ -88,37 +111,94 @@ class Recipe(BaseModel):
     warmup: float = Field(default=0.03, ge=0, lt=1)
     """Share of the steps that warm up."""
     weight_decay: float = Field(default=0.0, ge=0)
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """muon: Muon for the hidden matrices, AdamW for everything else."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: matrix products under autocast, weights stay float32; faster where the hardware has it."""
-    train_vision_tower: bool = False
-    train_projector: bool = True
-    short_answer_weight: float = Field(default=1.0, gt=0)
     clip_norm: float = Field(default=1.0, gt=0)
-    tau_start: float = Field(default=1.0, gt=0)
-    tau_end: float = Field(default=0.1, gt=0)
-    calibration_steps: int = Field(default=16, ge=0)
-    """Steps' worth of unseen data on which the dynamic stage sets the output predictor's threshold."""
-    sparsity: dict[str, Any] | None = None
-    """Arguments of SparsityConfig; needed by the dynamic stage."""
+
+
+class MethodSettings(Section):
+    """How the dynamic stage learns what to drop."""
+
+    sparsity: dict[str, Any]
+    """Arguments of SparsityConfig."""
     train: Literal["full", "predictors", "lora"] = "full"
-    """What the dynamic stage trains beside the predictors: the model, nothing, or LoRA adapters."""
+    """What is trained beside the predictors: the model, nothing, or LoRA adapters."""
     lora_rank: int = Field(default=16, gt=0)
     merge_lora: bool = True
     """Add the adapters to the weights when saving; False writes them to ``lora/`` beside it instead."""
-    distill_weight: float = Field(default=0.0, ge=0, le=1)
-    """Share of the dynamic stage's loss that pulls the logits to those of the dense model it starts from."""
+    tau_start: float = Field(default=1.0, gt=0)
+    """Temperature of the Gumbel softmax at the first step, from which it falls to ``tau_end``."""
+    tau_end: float = Field(default=0.1, gt=0)
     image_rates: tuple[float, float] | None = None
     text_rates: tuple[float, float] | None = None
     """Both set: steps draw their keep rates between these bounds, and need no ratio loss."""
     drawn_share: float = Field(default=1.0, ge=0, le=1)
     """Share of the steps that draw; the others aim at the rates of ``sparsity``, by the ratio loss."""
+    distill_weight: float = Field(default=0.0, ge=0, le=1)
+    """Share of the loss that pulls the logits to those of the dense model it starts from."""
+    calibration_steps: int = Field(default=CALIBRATION_STEPS, ge=0)
+    """Steps' worth of unseen data on which the output predictor's threshold is set at the end."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        try:
+            config = SparsityConfig.from_dict(self.sparsity)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"sparsity: {error}") from error
+        if config.sparsify_prompt:
+            raise ValueError("sparsity: sparsify_prompt cannot be trained by a recipe; leave it out")
+        if (self.image_rates is None) != (self.text_rates is None):
+            raise ValueError("image_rates and text_rates are set together or not at all")
+        bounds = [rates for rates in (self.image_rates, self.text_rates) if rates is not None]
+        if not all(0 < low <= high < 1 for low, high in bounds):
+            raise ValueError("image_rates, text_rates: bounds must rise and lie between 0 and 1")
+        return self
+
+
+class RunSettings(Section):
+    """How long, how exactly and where to; what is kept on the way."""
+
+    output: Path
+    """Folder for the checkpoints, the log and, in ``model/``, the finished model."""
+    seed: int = 0
+    steps: int | None = Field(default=None, gt=0)
+    """Optimizer steps; with conversations, ``epochs`` may say it instead."""
+    epochs: float = Field(default=1.0, gt=0)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: matrix products under autocast, weights stay float32; faster where the hardware has it."""
+    gradient_checkpointing: bool = False
+    """Compute the layers again in the backward pass: a third slower, a fraction of the memory."""
     log_every: int = Field(default=1, gt=0)
+    report_to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
     save_every: int = Field(default=100, gt=0)
     keep_checkpoints: int = Field(default=2, ge=2)
     """At least 2: the one before the last is good should the last be cut off while it is written."""
-    save_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    save_dtype: DType = "float32"
+
+
+class EvaluationSettings(Section):
+    """Evaluation during training, by the loss under hard decisions; the best checkpoint is what is saved."""
+
+    every: int = Field(gt=0)
+    """Steps between evaluations; a multiple of ``run.save_every``."""
+    steps: int = Field(default=8, gt=0)
+    """For drawn data: steps' worth of unseen pictures."""
+    conversations: Conversations | None = None
+
+
+class Recipe(Section):
+    """One stage of training, as read from YAML. Each section checks itself; here is what spans two."""
+
+    stage: StageSettings
+    data: DataSettings
+    optimizer: OptimizerSettings
+    method: MethodSettings | None = None
+    """Needed by the dynamic stage, and only there."""
+    run: RunSettings
+    evaluation: EvaluationSettings | None = None
+
+    @property
+    def calibration_steps(self) -> int:
+        """Steps' worth of drawn pictures that lie between those of training and those of evaluation."""
+        return self.method.calibration_steps if self.method else CALIBRATION_STEPS
 
     @classmethod
     def read(cls, path: Path) -> Recipe:
@@ -136,47 +216,93 @@ class Recipe(BaseModel):
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}: not a YAML file: {str(error).splitlines()[0]}") from error
+            raise ValueError(f"{path}: not a YAML file: {first_line(error)}") from error
         if not isinstance(values, dict):
             raise ValueError(f"{path}: a recipe is a mapping of settings, found {type(values).__name__}")
+        if moves := _moves(values):
+            raise ValueError(f"{path}: settings lie in sections now: move {moves}")
         try:
-            recipe = cls(**values)
+            return cls(**values)
         except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"])
-            raise ValueError(f"{path}: {field}: {first['msg']}") from None
-        for problem in recipe._problems():
-            raise ValueError(f"{path}: {problem}")
-        return recipe
+            raise ValueError(f"{path}: {_reason(error)}") from None
 
-    def _problems(self) -> Iterator[str]:
-        """Yield what is wrong beyond single fields."""
-        if self.stage == "dynamic" and self.sparsity is None:
-            yield "sparsity: the dynamic stage needs it"
-        try:
-            config = SparsityConfig.from_dict(self.sparsity or {})
-        except (ValueError, TypeError) as error:
-            yield f"sparsity: {error}"
-            return
-        if config.sparsify_prompt:
-            yield "sparsity: sparsify_prompt cannot be trained by a recipe; leave it out"
-        if self.stage != "vision" and self.init is None:
-            yield f"init: the {self.stage} stage starts from a finished stage; name its folder"
-        rates = (self.image_rates, self.text_rates)
-        if (rates[0] is None) != (rates[1] is None):
-            yield "image_rates and text_rates are set together or not at all"
-        if rates[0] and rates[1] and not all(0 < low <= high < 1 for low, high in (rates[0], rates[1])):
-            yield "image_rates, text_rates: bounds must rise and lie between 0 and 1"
-        drawn = self.scenes_per_step + self.easy_vqa_per_step
-        if self.data is None and drawn == 0:
-            yield "no data: give data, or scenes_per_step and easy_vqa_per_step; nothing to train on"
-        if self.data is not None and (drawn or self.stage == "vision"):
-            yield "data: the vision stage and steps with drawn pictures do not read conversations"
-        if self.data is None and self.steps is None:
-            yield "steps: drawn pictures never end; say how many steps to train"
-        if self.data is None and (self.batch_size, self.accumulate) != (1, 1):
-            yield "batch_size, accumulate: only for data; drawn pictures are counted by step"
-        if self.evaluation and self.evaluation.every % self.save_every:
-            yield "evaluation.every must be a multiple of save_every, for the best checkpoint is kept"
-        if self.evaluation and (self.evaluation.data is None) != (self.data is None):
-            yield "evaluation: give evaluation.data where there is data, and only there"
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for problem in (self._method(), self._data(), self._evaluation()):
+            if problem is not None:
+                raise ValueError(problem)
+        return self
+
+    def _method(self) -> str | None:
+        if (self.method is not None) == (self.stage.name == "dynamic"):
+            return None
+        if self.method is None:
+            return "method: the dynamic stage needs it, with sparsity"
+        return f"method: the {self.stage.name} stage drops nothing; leave it out"
+
+    def _data(self) -> str | None:
+        if self.stage.name == "vision" and self.data.drawn is None:
+            return "data: the vision stage does not read conversations; give drawn"
+        if self.data.drawn is not None and self.run.steps is None:
+            return "run.steps: drawn pictures never end; say how many steps to train"
+        return None
+
+    def _evaluation(self) -> str | None:
+        if self.evaluation is None:
+            return None
+        if self.evaluation.every % self.run.save_every:
+            return "evaluation.every must be a multiple of run.save_every, for the best checkpoint is kept"
+        if (self.evaluation.conversations is None) != (self.data.conversations is None):
+            return (
+                "evaluation: give evaluation.conversations where there are data.conversations, and only there"
+            )
+        return None
+
+
+# Where the settings of recipes without sections went.
+RENAMED = {"stage": "stage.name", "data": "data.conversations", "optimizer": "optimizer.name"}
+SECTIONS = {
+    "stage": ("init", "init_dtype", "vision_tower", "train_vision_tower", "train_projector"),
+    "data": ("batch_size", "accumulate", "workers"),
+    "data.drawn": (
+        "scenes_per_step", "easy_vqa_per_step", "question_rounds", "place_rounds", "short_answer_weight",
+    ),
+    "optimizer": (
+        "learning_rate", "matrix_learning_rate", "predictor_learning_rate", "warmup", "weight_decay",
+        "clip_norm",
+    ),
+    "method": (
+        "sparsity", "train", "lora_rank", "merge_lora", "tau_start", "tau_end", "image_rates", "text_rates",
+        "drawn_share", "distill_weight", "calibration_steps",
+    ),
+    "run": (
+        "output", "seed", "steps", "epochs", "precision", "gradient_checkpointing", "log_every", "report_to",
+        "save_every", "keep_checkpoints", "save_dtype",
+    ),
+}  # fmt: skip
+MOVED = RENAMED | {name: f"{section}.{name}" for section, names in SECTIONS.items() for name in names}
+
+
+def _moves(values: dict[str, Any]) -> str:
+    """Say where what stands outside of its section belongs; empty for a recipe in sections."""
+    moves: dict[str, list[str]] = {}
+    for name, place in MOVED.items():
+        if name in values and not _is_section(name, values[name]):
+            section, _, new = place.rpartition(".")
+            moves.setdefault(section, []).append(name if new == name else f"{name} (as {new})")
+    evaluation = values.get("evaluation")
+    if isinstance(evaluation, dict) and "data" in evaluation:
+        moves["evaluation"] = ["evaluation.data (as conversations)"]
+    return "; ".join(f"{', '.join(names)} into {section}" for section, names in moves.items())
+
+
+def _is_section(name: str, value: Any) -> bool:
+    return name in RENAMED and isinstance(value, dict) and "path" not in value
+
+
+def _reason(error: ValidationError) -> str:
+    """Return the first of the problems, with the place of its field."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    reason = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
+    return f"{place}: {reason}" if place else reason

@@ -17,14 +17,15 @@ from dynamic_llava.training import stages
 from dynamic_llava.training.feeding import Feed, feed
 from dynamic_llava.training.plan import Plan
 from dynamic_llava.training.recipe import Recipe
-from dynamic_llava.training.trainer import COMPLETE, Schedules, SparseTrainer, last_checkpoint
+from dynamic_llava.training.record import KEPT, Record
+from dynamic_llava.training.trainer import COMPLETE, Schedules, SparseTrainer, last_checkpoint, step_of
 from dynamic_llava.training.watching import Bar, Log
 
 LOG = "log.jsonl"
 MODEL = "model"
 
 
-def train(recipe_path: Path, resume: bool = False) -> Path:
+def train(recipe_path: Path, resume: bool = False, allow_changes: bool = False) -> Path:
     """Run one stage and write the finished model.
 
     Parameters
@@ -33,6 +34,8 @@ def train(recipe_path: Path, resume: bool = False) -> Path:
         A YAML recipe; see :class:`Recipe`.
     resume
         Continue from the last complete checkpoint in the output folder, as if the run had never stopped.
+    allow_changes
+        Resume although the recipe or the data have changed since the run was begun.
 
     Returns
     -------
@@ -44,18 +47,25 @@ def train(recipe_path: Path, resume: bool = False) -> Path:
     FileNotFoundError
         If the recipe, the data, the model it starts from, or the checkpoint to resume is missing.
     ValueError
-        If the recipe or the data is wrong, or the output folder already holds a run and ``resume`` is off.
+        If the recipe or the data is wrong, the output folder already holds a run and ``resume`` is off, or
+        either has changed since the run was begun.
     FloatingPointError
         If a gradient stops being finite; the last checkpoint stays good.
     OSError
         If a checkpoint cannot be written; the one before stays good.
     """
     recipe = Recipe.read(recipe_path)
-    checkpoint = _start(recipe, resume)
+    if allow_changes and not resume:
+        raise ValueError("--allow-changes is for --resume: a run that begins has nothing to change")
+    checkpoint = _checkpoint(recipe.run.output, resume)
+    record = Record(recipe_path, recipe)
+    changes = _changes(record, allow_changes) if resume else []
+    _clear_what_was_cut_off(recipe.run.output)
     stage = stages.build(recipe)
     data = feed(recipe, stage.processor)
     trainer = _trainer(recipe, stage, data)
-    bar = Bar(recipe.stage)
+    _keep(record, trainer, checkpoint, changes)
+    bar = Bar(recipe.stage.name)
     trainer.add_callback(bar)
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -63,13 +73,13 @@ def train(recipe_path: Path, resume: bool = False) -> Path:
         bar.close()
     stage = _gathered(trainer, recipe, stage)
     if trainer.is_world_process_zero():
-        stages.finish(stage, recipe, _unseen(recipe, data, stage.model.device), recipe.output / MODEL)
+        stage.finish(_unseen(recipe, data, stage.model.device), recipe.run.output / MODEL)
         for reason in trainer.skipped.reasons:
             print(f"skipped: {reason}", file=sys.stderr)
         for name, number in trainer.skipped.numbers().items():
             print(f"{name.replace('_', ' ')}: {number}", file=sys.stderr)
     trainer.accelerator.wait_for_everyone()
-    return recipe.output / MODEL
+    return recipe.run.output / MODEL
 
 
 def dry_run(recipe_path: Path) -> Plan:
@@ -79,51 +89,75 @@ def dry_run(recipe_path: Path) -> Plan:
     return Plan.of(recipe, stage.objective, feed(recipe, stage.processor))
 
 
-def _start(recipe: Recipe, resume: bool) -> Path | None:
-    """Return the checkpoint to resume; refuse an output folder in use, and clear away what was cut off."""
-    checkpoint = last_checkpoint(recipe.output)
+def _checkpoint(output: Path, resume: bool) -> Path | None:
+    """Return the checkpoint to resume; refuse an output folder in use."""
+    checkpoint = last_checkpoint(output)
     if resume and checkpoint is None:
         raise FileNotFoundError(
-            f"{recipe.output}: no complete checkpoint to resume; remove the folder and run without --resume"
+            f"{output}: no complete checkpoint to resume; remove the folder and run without --resume"
         )
-    if not resume and recipe.output.exists() and any(recipe.output.iterdir()):
-        raise ValueError(f"{recipe.output}: holds an earlier run; pass --resume or remove the folder")
-    for folder in recipe.output.glob("checkpoint-*"):
-        if not (folder / COMPLETE).exists():
-            shutil.rmtree(folder, ignore_errors=True)  # another process may have been faster
+    if not resume and output.exists() and any(path.name not in KEPT for path in output.iterdir()):
+        raise ValueError(f"{output}: holds an earlier run; pass --resume or remove the folder")
     return checkpoint
 
 
+def _changes(record: Record, allowed: bool) -> list[str]:
+    """Return what has changed since the run was begun; refuse that unless it is allowed."""
+    changes = record.differences()
+    if changes and not allowed:
+        raise ValueError(
+            f"{record.folder}: this would resume it with another recipe or other data: {'; '.join(changes)}; "
+            "put back what was, or pass --allow-changes"
+        )
+    return changes
+
+
+def _clear_what_was_cut_off(output: Path) -> None:
+    for folder in output.glob("checkpoint-*"):
+        if not (folder / COMPLETE).exists():
+            shutil.rmtree(folder, ignore_errors=True)  # another process may have been faster
+
+
+def _keep(record: Record, trainer: SparseTrainer, checkpoint: Path | None, changes: list[str]) -> None:
+    """Let the first process write what the run is begun, or goes on, with."""
+    trainer.accelerator.wait_for_everyone()  # each has looked into the folder before
+    if not trainer.is_world_process_zero() or (checkpoint is not None and not changes):
+        return
+    for change in changes:
+        print(f"changed: {change}", file=sys.stderr)
+    record.keep(None if checkpoint is None else step_of(checkpoint))
+
+
 def _trainer(recipe: Recipe, stage: stages.Stage, data: Feed) -> SparseTrainer:
-    evaluation = recipe.evaluation
+    run, evaluation = recipe.run, recipe.evaluation
     arguments = TrainingArguments(
-        output_dir=str(recipe.output),
-        max_steps=recipe.steps or -1,
-        num_train_epochs=recipe.epochs,
-        per_device_train_batch_size=recipe.batch_size,
-        per_device_eval_batch_size=recipe.batch_size,
-        gradient_accumulation_steps=recipe.accumulate,
-        dataloader_num_workers=recipe.workers,
+        output_dir=str(run.output),
+        max_steps=run.steps or -1,
+        num_train_epochs=run.epochs,
+        per_device_train_batch_size=recipe.data.batch_size,
+        per_device_eval_batch_size=recipe.data.batch_size,
+        gradient_accumulation_steps=recipe.data.accumulate,
+        dataloader_num_workers=recipe.data.workers,
         dataloader_pin_memory=torch.cuda.is_available(),
-        bf16=recipe.precision == "bfloat16",
+        bf16=run.precision == "bfloat16",
         use_cpu=not torch.accelerator.is_available(),
-        max_grad_norm=recipe.clip_norm,
-        seed=recipe.seed,
-        logging_steps=recipe.log_every,
+        max_grad_norm=recipe.optimizer.clip_norm,
+        seed=run.seed,
+        logging_steps=run.log_every,
         logging_nan_inf_filter=False,
-        save_steps=recipe.save_every,
-        save_total_limit=recipe.keep_checkpoints,
+        save_steps=run.save_every,
+        save_total_limit=run.keep_checkpoints,
         eval_strategy="no" if evaluation is None else "steps",
         eval_steps=None if evaluation is None else evaluation.every,
         load_best_model_at_end=evaluation is not None,
         metric_for_best_model=None if evaluation is None else "eval_loss",
         greater_is_better=False,
         prediction_loss_only=True,
-        report_to=list(recipe.report_to) or "none",
+        report_to=list(run.report_to) or "none",
         disable_tqdm=True,
         remove_unused_columns=False,
         # A batch without pictures leaves the image predictor without a gradient.
-        ddp_find_unused_parameters=recipe.stage == "dynamic",
+        ddp_find_unused_parameters=recipe.stage.name == "dynamic",
     )
     if arguments.n_gpu > 1:
         raise ValueError(
@@ -139,7 +173,7 @@ def _trainer(recipe: Recipe, stage: stages.Stage, data: Feed) -> SparseTrainer:
         train_dataset=data.train,
         eval_dataset=data.evaluation,
         data_collator=data.collate,
-        callbacks=[Schedules(stage.objective, order), Log(recipe.output / LOG)],
+        callbacks=[Schedules(stage.objective, order), Log(run.output / LOG)],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -159,7 +193,7 @@ def _gathered(trainer: SparseTrainer, recipe: Recipe, stage: stages.Stage) -> st
 
 def _unseen(recipe: Recipe, data: Feed, device: torch.device) -> Iterator[Mapping[str, Any]]:
     """Yield the groups that the output predictor's threshold is set on."""
-    loader = DataLoader(data.unseen, batch_size=recipe.batch_size, collate_fn=data.collate)
+    loader = DataLoader(data.unseen, batch_size=recipe.data.batch_size, collate_fn=data.collate)
     for batch in islice(loader, recipe.calibration_steps):
         for group in batch["groups"]:
             yield {name: value.to(device) for name, value in group.items()}

@@ -18,8 +18,8 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from dynamic_llava.data.training import LengthGrouped
 from dynamic_llava.training import optimizers
-from dynamic_llava.training.objectives import Objective, counts
 from dynamic_llava.training.recipe import Recipe
+from dynamic_llava.training.stages.objective import Objective, counts
 
 COMPLETE = "complete"  # written last: a checkpoint without it was cut off
 
@@ -102,9 +102,13 @@ class SparseTrainer(Trainer):
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         norm = super()._clip_grad_norm(model)
         if norm is not None and not torch.isfinite(torch.as_tensor(float(norm))):
+            output = self.recipe.run.output
+            go_on = (
+                "--resume --allow-changes" if last_checkpoint(output) else "remove the folder and start again"
+            )
             raise FloatingPointError(
-                f"{self.recipe.output}: the gradient norm is {float(norm)} at step {self.state.global_step}; "
-                "lower the learning rate and --resume from the last checkpoint"
+                f"{output}: the gradient norm is {float(norm)} at step {self.state.global_step}; lower the "
+                f"learning rate and {go_on}"
             )
         return norm
 
@@ -116,13 +120,13 @@ class SparseTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Return the recipe's optimizer, with rates of their own for model and predictors."""
         if self.optimizer is None:
-            self.optimizer = optimizers.optimizer(self.recipe, model or cast(nn.Module, self.model))
+            self.optimizer = optimizers.optimizer(self.recipe.optimizer, model or cast(nn.Module, self.model))
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Return warm-up and cosine on all rates."""
         if self.lr_scheduler is None:
-            factor = optimizers.schedule(num_training_steps, self.recipe.warmup)
+            factor = optimizers.schedule(num_training_steps, self.recipe.optimizer.warmup)
             self.lr_scheduler = LambdaLR(cast(Any, optimizer or self.optimizer), factor)
             self._created_lr_scheduler = True
         return self.lr_scheduler
@@ -173,7 +177,7 @@ class SparseTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write a checkpoint and mark it as complete; say what to do where it cannot be written."""
-        folder = self.recipe.output / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        folder = self.recipe.run.output / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         try:
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
@@ -190,8 +194,12 @@ class SparseTrainer(Trainer):
 def last_checkpoint(folder: Path) -> Path | None:
     """Return the last checkpoint in ``folder`` that was written to its end."""
     marks = folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{COMPLETE}")
-    found = {int(mark.parent.name.rpartition("-")[2]): mark.parent for mark in marks}
-    return found[max(found)] if found else None
+    return max((mark.parent for mark in marks), key=step_of, default=None)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the step that a checkpoint was written after."""
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 class Schedules(TrainerCallback):

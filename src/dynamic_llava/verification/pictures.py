@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from PIL import Image
 
-from dynamic_llava.checkpoints.folders import read_config
-from dynamic_llava.checkpoints.processors import image_processor
-from dynamic_llava.checkpoints.towers import find_tower
+from dynamic_llava.checkpoints import Source
+from dynamic_llava.checkpoints.official.processor import build_image_processor
 from dynamic_llava.verification.comparison import Comparison
 from dynamic_llava.verification.files import GoldenFile
 from dynamic_llava.verification.subject import Subject
@@ -19,12 +18,11 @@ PIXEL_TOLERANCE = 1e-5
 
 def check_pictures(subject: Subject, file: GoldenFile, comparison: Comparison) -> None:
     """Compare the pixel values ``[1, 3, S, S]`` of each raw picture."""
-    config = read_config(file.checkpoint)
-    tower = find_tower(config, file.checkpoint, None, has_own=True)
-    folder = tower.folder if tower else file.checkpoint
+    source = Source(file.checkpoint)
+    folder = source.tower.folder if source.tower else source.folder
     for way in ("pad", "square"):
-        processor = image_processor(
-            config | {"image_aspect_ratio": way}, subject.model.config.vision_config, folder
+        processor = build_image_processor(
+            source.raw | {"image_aspect_ratio": way}, subject.model.config.vision_config, folder
         )
         for number in (key.removeprefix("raw") for key in file.starting("raw")):
             picture = Image.fromarray(file[f"raw{number}"].numpy())

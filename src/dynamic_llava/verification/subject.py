@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from dynamic_llava.checkpoints import load_model
-from dynamic_llava.checkpoints.official import to_ours
-from dynamic_llava.checkpoints.projectors import STOCK
+from dynamic_llava.checkpoints.official.layout import to_ours
+from dynamic_llava.checkpoints.official.projectors import STOCK
 from dynamic_llava.config import SparsityConfig
 from dynamic_llava.core.question import question_mask
 from dynamic_llava.core.report import Report

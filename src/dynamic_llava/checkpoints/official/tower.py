@@ -11,13 +11,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor
 from transformers import CLIPVisionConfig
 
-from dynamic_llava.checkpoints.folders import first_line
-from dynamic_llava.checkpoints.shards import Shards
+from dynamic_llava import hub
+from dynamic_llava.checkpoints.configs import made_from
+from dynamic_llava.checkpoints.weights import Weights
 
 # The two towers of the official models, so that a checkpoint with a copy of its own loads offline.
 LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
@@ -40,16 +39,16 @@ class Tower:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.config = _read_config(folder)
-        self.shards = Shards(folder)
-        self.names = {self._path(name): name for name in self.shards if self._belongs(name)}
+        self.weights = Weights(folder)
+        self.names = {self._path(name): name for name in self.weights if self._belongs(name)}
 
     def read(self, path: str) -> Tensor:
         """Return a tensor by its module path here, ``model.vision_tower...``."""
-        return self.shards.read(self.names[path])
+        return self.weights.read(self.names[path])
 
     def file(self, path: str) -> Path:
         """Return the file of a tensor by its module path here."""
-        return self.shards.files[self.names[path]]
+        return self.weights.files[self.names[path]]
 
     @staticmethod
     def _path(name: str) -> str:
@@ -109,22 +108,20 @@ def _place(name: str, checkpoint: Path | None, files: list[str]) -> Path | None:
     for place in (path,) if checkpoint is None else (checkpoint / path, path):
         if name and (place / "config.json").is_file():
             return place
-    if name.count("/") != 1 or name[0] in "./~":
+    if not hub.is_id(name):
         return None
     try:
-        return Path(snapshot_download(name, allow_patterns=files))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
+        return hub.fetch(name, files, "hub model")
+    except FileNotFoundError:
         return None
 
 
 def _read_config(folder: Path) -> CLIPVisionConfig:
     path = folder / "config.json"
-    try:
+    with made_from(path, "vision tower"):
         config = json.loads(path.read_text(encoding="utf-8"))
         model_type = config["model_type"]
         made = CLIPVisionConfig(**config.get("vision_config", config))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no config of a vision tower: {first_line(error)}") from error
     if model_type not in ("clip", "clip_vision_model"):
         raise ValueError(f"{path}: the vision tower is a {model_type}, only CLIP is supported")
     return made

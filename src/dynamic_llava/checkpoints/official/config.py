@@ -1,7 +1,6 @@
-"""The format of the official code: what its configs mean, and what its tensors are called here.
+"""The configs of the official code: what they mean, and writing one.
 
-Covers Dynamic-LLaVA (``sparse_config``) and the LLaVA-1.5 and 1.6 that it builds on. Tensor names on our side
-are module paths, such as ``model.language_model.norm.weight`` and ``sparsifier.text_predictor...``.
+Covers Dynamic-LLaVA (``sparse_config``) and the LLaVA-1.5 and 1.6 that it builds on.
 """
 
 from __future__ import annotations
@@ -10,7 +9,8 @@ from typing import Any
 
 from transformers import LlamaConfig, LlavaConfig, MistralConfig
 
-from dynamic_llava.checkpoints.projectors import check_projector
+from dynamic_llava.checkpoints.configs import made_from
+from dynamic_llava.checkpoints.official.projectors import check_projector
 from dynamic_llava.config import SparsityConfig
 
 TEXT_CONFIGS: dict[str, type[LlamaConfig] | type[MistralConfig]] = {
@@ -40,53 +40,11 @@ SPARSE_FIELDS = {
     "dim_feedforward": "dim_feedforward",
     "num_layers": "num_layers",
 }
-TOWER = "model.vision_tower.vision_tower.vision_model."
-PREFIXES = {
-    "model.image_score_predictor.": "sparsifier.image_predictor.",
-    "model.output_text_score_predictor.": "sparsifier.text_predictor.",
-    "model.instruct_score_predictor.": "sparsifier.prompt_predictor.",
-    TOWER: "model.vision_tower.",
-    "model.mm_projector.": "model.multi_modal_projector.",
-    "lm_head.": "lm_head.",
-    "model.": "model.language_model.",
-}
-MLP2X = {"0.": "linear_1.", "2.": "linear_2."}
-PREDICTORS = tuple(old for old, new in PREFIXES.items() if new.startswith("sparsifier."))
-# Without a counterpart here: the newline between the tiles of LLaVA-1.6, and buffers that models compute.
-WITHOUT_COUNTERPART = ("model.image_newline", ".rotary_emb.inv_freq", ".position_ids")
 
 
 def is_official(config: dict[str, Any]) -> bool:
     """Tell whether a ``config.json`` is the official code's and not transformers' own."""
     return config.get("model_type") in TEXT_CONFIGS and "text_config" not in config
-
-
-def has_counterpart(name: str) -> bool:
-    """Tell whether an official tensor means anything here; the others are kept aside for the way back."""
-    return not name.endswith(WITHOUT_COUNTERPART)
-
-
-def to_ours(name: str, projector: str) -> str:
-    """Return the module path of an official tensor."""
-    prefix = next((old for old in PREFIXES if name.startswith(old)), None)
-    if prefix is None:
-        return name
-    rest = name.removeprefix(prefix)
-    if prefix == "model.mm_projector." and projector == "mlp2x_gelu":
-        rest = next(
-            (new + rest.removeprefix(old) for old, new in MLP2X.items() if rest.startswith(old)), rest
-        )
-    return PREFIXES[prefix] + rest
-
-
-def to_official(name: str, projector: str) -> str:
-    """Return the official name of a module path: the inverse of :func:`to_ours`."""
-    longest = sorted(PREFIXES.items(), key=lambda item: -len(item[1]))
-    old, new = next((old, new) for old, new in longest if name.startswith(new))
-    rest = name.removeprefix(new)
-    if old == "model.mm_projector." and projector == "mlp2x_gelu":
-        rest = next(short + rest.removeprefix(long) for short, long in MLP2X.items() if rest.startswith(long))
-    return old + rest
 
 
 def llava_config(config: dict[str, Any], vision: Any, source: str) -> LlavaConfig:
@@ -108,14 +66,15 @@ def llava_config(config: dict[str, Any], vision: Any, source: str) -> LlavaConfi
     # Nulls count: without a window, Mistral's is null, and its class would put 4096 where nothing stands.
     text = {field: config[field] for field in TEXT_FIELDS if field in config}
     patches = (vision.image_size // vision.patch_size) ** 2
-    made = LlavaConfig(
-        vision_config=vision,
-        text_config=TEXT_CONFIGS[config["model_type"]](**text),
-        vision_feature_layer=config.get("mm_vision_select_layer", -2),
-        vision_feature_select_strategy="default" if features == "patch" else "full",
-        image_seq_length=patches + (features == "cls_patch"),
-        tie_word_embeddings=config.get("tie_word_embeddings", False),
-    )
+    with made_from(source, "LLaVA"):
+        made = LlavaConfig(
+            vision_config=vision,
+            text_config=TEXT_CONFIGS[config["model_type"]](**text),
+            vision_feature_layer=config.get("mm_vision_select_layer", -2),
+            vision_feature_select_strategy="default" if features == "patch" else "full",
+            image_seq_length=patches + (features == "cls_patch"),
+            tie_word_embeddings=config.get("tie_word_embeddings", False),
+        )
     if projector != "mlp2x_gelu":
         made.mm_projector_type = projector
     return made

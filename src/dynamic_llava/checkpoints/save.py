@@ -1,72 +1,17 @@
-"""Checkpoint folders: where one lies, what kind it is, and writing one all at once."""
+"""Writing a checkpoint folder, all at once."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
-from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import PreTrainedModel, ProcessorMixin
-
-from dynamic_llava.checkpoints.official import is_official
 
 OWN_FILES = (".json", ".safetensors", ".bin", ".model", ".jinja", ".txt", ".md", ".gitattributes")
 OWN_FOLDERS = ("official", "vision_tower")
-HUB_FILES = ["*.json", "*.safetensors", "*.bin", "*.model", "*.jinja", "*.txt"]
-
-
-def resolve(source: str | Path) -> Path:
-    """Return the local folder of a checkpoint: itself, the bundled model's, or a download of a hub id."""
-    if source == "nano":
-        return Path(str(resources.files("dynamic_llava") / "models" / "nano"))
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return folder
-    hub_id = str(source)
-    if isinstance(source, Path) or hub_id.count("/") != 1 or hub_id[0] in "./~":
-        raise FileNotFoundError(
-            f"{source}: no such checkpoint; give a folder, a hub id (owner/name), or nano"
-        )
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=HUB_FILES))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = first_line(error)
-        raise FileNotFoundError(
-            f"{source}: neither a folder nor a hub model that could be fetched ({reason})"
-        ) from error
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return a checkpoint's ``config.json``, of a kind that can be loaded.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is none.
-    ValueError
-        If it is no config, or one of another kind of model.
-    """
-    path = folder / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: {folder} is no checkpoint")
-    try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        model_type = config["model_type"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no model config: {first_line(error)}") from error
-    if model_type != "llava" and not is_official(config):
-        raise ValueError(
-            f"{folder} holds a {model_type} model: llava (transformers), llava_llama, llava_mistral and "
-            "dynamic_llava_llama (official) can be loaded"
-        )
-    return config
 
 
 def save(model: PreTrainedModel, processor: ProcessorMixin | None, folder: str | Path) -> None:
@@ -139,8 +84,3 @@ def _swap(partial: Path, folder: Path, replaced: Path) -> None:
     except OSError:
         replaced.rename(folder)
         raise
-
-
-def first_line(error: Exception) -> str:
-    """Return an error's message without the advice that follows it."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

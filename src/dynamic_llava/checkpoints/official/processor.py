@@ -10,8 +10,9 @@ from typing import Any
 from transformers import AutoTokenizer, CLIPVisionConfig, LlavaProcessor, PreTrainedTokenizerBase
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from dynamic_llava.checkpoints.official import TEXT_CONFIGS
-from dynamic_llava.checkpoints.towers import find_tower, own_config
+from dynamic_llava.checkpoints.official.config import TEXT_CONFIGS
+from dynamic_llava.checkpoints.tokenizer import check_tokenizer
+from dynamic_llava.files import first_line
 
 IMAGE_TOKEN = "<image>"
 SETTINGS = (
@@ -40,26 +41,38 @@ MISTRAL = """{% for message in messages %}\
 {% endfor %}"""
 
 
-def official_tokenizer(folder: Path, config: dict[str, Any]) -> PreTrainedTokenizerBase:
-    """Read the tokenizer of an official checkpoint; one without ``<image>`` gets it."""
-    # With the decoder's config, transformers does not look at config.json, whose model_type it does not know.
-    tokenizer = AutoTokenizer.from_pretrained(folder, config=TEXT_CONFIGS[config["model_type"]]())
+def read_tokenizer(folder: Path, config: dict[str, Any]) -> PreTrainedTokenizerBase:
+    """Read the tokenizer of an official checkpoint; one without ``<image>`` gets it.
+
+    Raises
+    ------
+    ImportError
+        If it needs libraries that are missing.
+    ValueError
+        If it cannot be read.
+    """
+    check_tokenizer(folder)
+    try:
+        # With the decoder's config, transformers leaves config.json alone, whose model_type it does not know.
+        tokenizer = AutoTokenizer.from_pretrained(folder, config=TEXT_CONFIGS[config["model_type"]]())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder}: the processor cannot be read: {first_line(error)}") from error
     if IMAGE_TOKEN not in tokenizer.get_vocab():
         tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
     return tokenizer
 
 
-def official_processor(
-    folder: Path, config: dict[str, Any], vision_tower: str | Path | None
+def build_processor(
+    folder: Path,
+    config: dict[str, Any],
+    vision: CLIPVisionConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    image_processor: LlavaImageProcessorPil,
 ) -> LlavaProcessor:
-    """Build the processor of an official checkpoint with a tokenizer.
+    """Build the processor of an official checkpoint.
 
-    With ``mm_use_im_start_end`` the picture stands between ``<im_start>`` and ``<im_end>``. Pictures are
-    padded to a square or cropped by ``image_aspect_ratio``; ``anyres`` models (LLaVA-1.6) see one padded
-    picture at their base resolution, with a warning.
+    With ``mm_use_im_start_end`` the picture stands between ``<im_start>`` and ``<im_end>``.
     """
-    tower = find_tower(config, folder, vision_tower, has_own=True)
-    vision = tower.config if tower else own_config(config, folder)
     whole = config.get("mm_vision_select_feature", "patch") == "cls_patch"
     picture = f"<im_start>{IMAGE_TOKEN}<im_end>" if config.get("mm_use_im_start_end") else IMAGE_TOKEN
     template = MISTRAL if config["model_type"] == "llava_mistral" else VICUNA
@@ -67,8 +80,8 @@ def official_processor(
     if own_template.is_file():
         template = own_template.read_text(encoding="utf-8")
     return LlavaProcessor(
-        image_processor=image_processor(config, vision, tower.folder if tower else folder),
-        tokenizer=official_tokenizer(folder, config),
+        image_processor=image_processor,
+        tokenizer=tokenizer,
         patch_size=vision.patch_size,
         vision_feature_select_strategy="full" if whole else "default",
         num_additional_image_tokens=1,
@@ -88,8 +101,14 @@ def picture_settings(folder: Path) -> tuple[dict[str, Any], str]:
     return known, "pad" if settings.get("do_pad") else "square"
 
 
-def image_processor(config: dict[str, Any], vision: CLIPVisionConfig, folder: Path) -> LlavaImageProcessorPil:
-    """Return what the official ``process_images`` does for one picture, with the tower's own settings."""
+def build_image_processor(
+    config: dict[str, Any], vision: CLIPVisionConfig, folder: Path
+) -> LlavaImageProcessorPil:
+    """Return what the official ``process_images`` does for one picture; ``folder`` is the tower's.
+
+    Pictures are padded to a square or cropped by ``image_aspect_ratio``; ``anyres`` models (LLaVA-1.6) see
+    one padded picture at their base resolution, with a warning.
+    """
     path = folder / "preprocessor_config.json"
     settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     side = vision.image_size

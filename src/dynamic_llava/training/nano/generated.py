@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import LlavaProcessor
 
-from dynamic_llava.training import vision
-from dynamic_llava.training.packing import Packer
-from dynamic_llava.training.recipe import Recipe
-from dynamic_llava.training.stream import Stream
+from dynamic_llava.training.nano import patches
+from dynamic_llava.training.nano.packing import Packer
+from dynamic_llava.training.nano.stream import Stream
+from dynamic_llava.training.recipe import Drawn
 
 Groups = list[dict[str, Tensor]]
 
@@ -21,26 +21,32 @@ class GeneratedSteps(Dataset[Groups]):
 
     Parameters
     ----------
-    recipe
+    drawn
         How many pictures of each kind.
     processor
         Supplies the tokenizer and the image processor.
+    seed
+        Changes all pictures.
+    is_vision
+        Give labels of patches instead of questions and answers.
     first, count
-        The steps: 0 to ``recipe.steps`` for training, those after it for what must be unseen.
+        The steps: from 0 for training, those after them for what must be unseen.
     """
 
-    def __init__(self, recipe: Recipe, processor: LlavaProcessor, first: int, count: int) -> None:
+    def __init__(
+        self, drawn: Drawn, processor: LlavaProcessor, seed: int, is_vision: bool, first: int, count: int
+    ) -> None:
         self.first = first
         self.count = count
-        self.is_vision = recipe.stage == "vision"
+        self.is_vision = is_vision
         self.processor = processor
-        self.packer = Packer(processor, recipe.short_answer_weight)
+        self.packer = Packer(processor, drawn.short_answer_weight)
         self.stream = Stream(
-            recipe.scenes_per_step,
-            recipe.easy_vqa_per_step,
-            recipe.question_rounds,
-            recipe.place_rounds,
-            recipe.seed,
+            drawn.scenes_per_step,
+            drawn.easy_vqa_per_step,
+            drawn.question_rounds,
+            drawn.place_rounds,
+            seed,
         )
 
     def __len__(self) -> int:
@@ -64,9 +70,9 @@ class GeneratedSteps(Dataset[Groups]):
     def _patches(self, step: int) -> Groups:
         batches = []
         if indices := self.stream.scenes(step):
-            batches.append(vision.scene_batch(indices, self.processor))
+            batches.append(patches.scene_batch(indices, self.processor))
         if samples := self.stream.easy_vqa(step):
-            batches.append(vision.easy_vqa_batch(samples, self.processor))
+            batches.append(patches.easy_vqa_batch(samples, self.processor))
         return [{"pixel_values": pixels, "labels": labels_BIA} for pixels, labels_BIA in batches]
 
 

@@ -1,0 +1,107 @@
+"""What a run was begun with, kept in its output folder, so that going on with something else is noticed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dynamic_llava.config import SparsityConfig
+from dynamic_llava.data.conversations import Conversations
+from dynamic_llava.files import first_line, replacing, write_json
+from dynamic_llava.training.recipe import Recipe
+
+RECIPE = "recipe.yaml"
+DATA = "data.json"
+KEPT = (RECIPE, DATA)
+
+
+class Record:
+    """The copy of a recipe and the fingerprint of its data in the output folder.
+
+    Parameters
+    ----------
+    path
+        The recipe's file.
+    recipe
+        What it says.
+    """
+
+    def __init__(self, path: Path, recipe: Recipe) -> None:
+        self.content = path.read_bytes()  # now, for it may be edited while the model loads
+        self.recipe = recipe
+        self.folder = recipe.run.output
+
+    def differences(self) -> list[str]:
+        """Say each thing that is not as it was when the run was begun."""
+        return [*self._of_recipe(), *self._of_data()]
+
+    def keep(self, step: int | None = None) -> None:
+        """Write both; what another recipe said until ``step`` is kept beside them."""
+        kept = self.folder / RECIPE
+        if step is not None and kept.is_file():
+            kept.rename(kept.with_stem(f"{kept.stem}-until-{step}"))
+        with replacing(kept) as partial:
+            partial.write_bytes(self.content)
+        write_json(self.folder / DATA, fingerprint(self.recipe))
+
+    def _of_recipe(self) -> Iterator[str]:
+        kept = self.folder / RECIPE
+        if not kept.is_file():
+            yield f"begun by a version that kept no {RECIPE}, so what has changed since is unknown"
+            return
+        try:
+            before = _settings(Recipe.read(kept))
+        except ValueError as error:
+            yield f"{RECIPE} of the run cannot be compared: {first_line(error)}"
+            return
+        yield from _changes(before, _settings(self.recipe))
+
+    def _of_data(self) -> Iterator[str]:
+        kept = self.folder / DATA
+        if not (self.folder / RECIPE).is_file():
+            return  # which is said already
+        try:
+            before = json.loads(kept.read_text(encoding="utf-8"))
+            numbers = {name: then["entries"] for name, then in before.items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            yield f"data of the run cannot be compared: {kept}: {first_line(error)}"
+            return
+        for name, now in fingerprint(self.recipe).items():
+            if name in before and numbers[name] != now["entries"]:
+                yield f"{name} was {numbers[name]} entries, is {now['entries']}"
+            elif name in before and before[name] != now:
+                yield f"{name} holds other entries"
+
+
+def fingerprint(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """Return the number and a digest of the entries that a recipe reads; drawn pictures have none."""
+    evaluation = recipe.evaluation.conversations if recipe.evaluation else None
+    read = {"data.conversations": recipe.data.conversations, "evaluation.conversations": evaluation}
+    return {
+        name: Conversations(settings.path, settings.images).fingerprint(settings.limit)
+        for name, settings in read.items()
+        if settings is not None
+    }
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    """Return all that could make a difference; a folder may be moved."""
+    settings = recipe.model_dump(mode="json", exclude={"run": {"output"}})
+    if recipe.method is not None:
+        settings["method"]["sparsity"] = SparsityConfig.from_dict(recipe.method.sparsity).to_dict()
+    return settings
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any], section: str = "") -> Iterator[str]:
+    for name in dict.fromkeys((*before, *now)):
+        then, value = before.get(name), now.get(name)
+        if isinstance(then, dict) and isinstance(value, dict):
+            yield from _changes(then, value, f"{section}{name}.")
+        elif then != value:
+            yield f"{section}{name} was {_shown(then)}, is {_shown(value)}"
+
+
+def _shown(value: Any) -> str:
+    return "not set" if value is None else value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,76 @@
+"""What all stages have: a model ready to be trained, its objective, and how it is saved at the end."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+from dynamic_llava import checkpoints
+from dynamic_llava.sparsifier import Sparsifier
+from dynamic_llava.training.recipe import Recipe
+from dynamic_llava.training.stages.objective import Objective
+
+
+@dataclass(frozen=True)
+class Stage(ABC):
+    """A model ready to be trained."""
+
+    recipe: Recipe
+    objective: Objective
+    model: LlavaForConditionalGeneration
+    processor: LlavaProcessor
+
+    @classmethod
+    @abstractmethod
+    def build(cls, recipe: Recipe) -> Stage:
+        """Load or make the model of the stage, and freeze what it does not train."""
+
+    def finish(self, unseen: Iterable[Mapping[str, Any]], folder: Path) -> None:
+        """Write the finished model.
+
+        Parameters
+        ----------
+        unseen
+            Groups of rows that were not trained on, for what is set after training.
+        """
+        self.model.to(getattr(torch, self.recipe.run.save_dtype))
+        checkpoints.save(self.model, self.processor, folder)
+
+
+def load_init(
+    recipe: Recipe,
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor, dict[str, Tensor] | None]:
+    """Load the model to start from, which the recipe has made sure to name; freeze what is not trained.
+
+    Returns
+    -------
+    model, processor, trained
+        ``trained`` are the weights of the sparsifier that the model came with, which is taken off; or None.
+    """
+    dtype = getattr(torch, recipe.stage.init_dtype)
+    loaded, processor = checkpoints.load_with_processor(
+        cast(str, recipe.stage.init), dtype=dtype, vision_tower=recipe.stage.vision_tower
+    )
+    model = cast(LlavaForConditionalGeneration, loaded)
+    trained = _detached(model)
+    model.model.vision_tower.requires_grad_(recipe.stage.train_vision_tower)
+    model.model.multi_modal_projector.requires_grad_(recipe.stage.train_projector)
+    if recipe.run.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model, cast(LlavaProcessor, processor), trained
+
+
+def _detached(model: LlavaForConditionalGeneration) -> dict[str, Tensor] | None:
+    """Take off the sparsifier that a model came with; return its weights."""
+    sparsifier = cast(Sparsifier | None, getattr(model, "sparsifier", None))
+    if sparsifier is None:
+        return None
+    sparsifier.detach()
+    return sparsifier.state_dict()
