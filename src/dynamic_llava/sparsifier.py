@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import Cache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 
 from dynamic_llava.adapter import Adapter
 from dynamic_llava.config import SparsityConfig
+from dynamic_llava.core import cache as caches
 from dynamic_llava.core.decisions import Decisions
 from dynamic_llava.core.fit import check_fit, computes_on
 from dynamic_llava.core.hooks import Attachment
@@ -128,7 +129,14 @@ class Sparsifier(Decisions):
             )
         if static and capacity is None:
             raise ValueError("static is True: a static cache also needs its capacity, in tokens a row")
-        return self._attached.new_cache(capacity, static)
+        attachment = self._attached
+        config, layers, record = attachment.decoder.config, attachment.shape.layers, attachment.new_record()
+        if static and capacity is not None:
+            cache: Cache = StaticCache(config=config, max_cache_len=capacity)
+        else:
+            cache = DynamicCache(config=config)
+        caches.fill(cache, layers, self.config.layer, record, capacity, static)
+        return cache
 
     def check(self) -> None:
         """Raise ``ValueError`` if the config, which may have been edited, does not fit the attached model."""

@@ -14,6 +14,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 
 from dynamic_llava import SparsityConfig
 from dynamic_llava.core import masks, view
+from dynamic_llava.core.report import held
 from dynamic_llava.core.slots import BLOCK, Slots
 from dynamic_llava.core.spans import ordinals
 from dynamic_llava.core.turns import pack
@@ -175,10 +176,10 @@ def test_packing_makes_rows_even_and_loses_nothing() -> None:
     for column, keep in ((3, [True, False]), (4, [True, False])):
         opened(slots, [[column]] * 2)
         slots.keep(torch.tensor(keep))
-    before = slots.holds(5)
+    before = held(slots, 5)
     from_BS = pack(slots)
     assert slots.is_even
-    assert slots.holds(5).equal(before)
+    assert held(slots, 5).equal(before)
     assert from_BS.shape == (2, 4)
     assert slots.column_BS[0, :4].tolist() == [1, 2, 3, 4]
     assert slots.column_BS[1, 1:4].tolist() == [0, 1, 2]

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import (
-    CacheLayerMixin,
     DynamicLayer,
     DynamicSlidingWindowLayer,
     StaticLayer,
@@ -29,39 +28,70 @@ from dynamic_llava.core.static import StaticSlots, keep_address
 STOCK_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer)
 
 
-class GrowingLayer(DynamicLayer):
-    """Keys and values ``[B, H, S, D]`` of a dense layer, in storage with room for more.
+class RoomyLayer(DynamicLayer):
+    """Keys and values ``[B, H, S, D]`` in storage with room for more than what is held.
 
     Parameters
     ----------
     capacity
-        Tokens a row that it has room for from the start; None lets it grow in blocks.
+        Tokens a row that may be fed; None for no limit.
     """
 
+    is_croppable = False
     keys: Any
     values: Any
 
-    def __init__(self, capacity: int | None = None) -> None:
+    def __init__(self, capacity: int | None) -> None:
         super().__init__()
         self.capacity = capacity
-        self.used = 0
 
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Note where the keys lie; storage comes with the first ones."""
-        self.device, self.is_initialized = key_states.device, True
+    def get_max_length(self) -> int:
+        """Return how many tokens a row there is room for; -1 if the storage grows."""
+        return -1 if self.capacity is None else self.capacity
+
+    get_max_cache_shape = get_max_length  # its name in older versions of transformers 5
+
+    def make_room(self, keys_BHQD: Tensor, values_BHQD: Tensor, slots: int) -> None:
+        """Have storage of at least ``slots`` slots for keys and values such as these."""
+        if not self.is_initialized or self.keys.shape[2] < slots:
+            # One after the other: there are never two copies of both.
+            self.keys = _with_room(self.keys, keys_BHQD, slots)
+            self.values = _with_room(self.values, values_BHQD, slots)
+            self.device, self.is_initialized = keys_BHQD.device, True
+
+    def crop(self, tokens_to_remove: int) -> NoReturn:
+        """Refuse: a dropped token cannot be given back, so assisted decoding cannot roll back."""
+        raise ValueError(
+            "a sparse cache cannot be cropped: assisted and speculative decoding need a dense model"
+        )
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Take rows by index, for beam search."""
+        if self.is_initialized:
+            with torch.inference_mode(False):  # as for growing
+                self.keys, self.values = self.keys[beam_idx], self.values[beam_idx]
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Take rows by index."""
+        self.reorder_cache(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row ``repeats`` times."""
+        self.reorder_cache(torch.arange(len(self.keys), device=self.keys.device).repeat_interleave(repeats))
+
+
+class GrowingLayer(RoomyLayer):
+    """A dense layer: all that was fed is held."""
+
+    used = 0
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Write new keys and values ``[B, H, Q, D]``; return all."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
         start, self.used = self.used, self.used + key_states.shape[2]
         check_room(self.used, self.capacity)
-        room = size_for(self.used, self.capacity or 0, self.capacity)
-        # One after the other: there are never two copies of both.
-        self.keys = _with_room(self.keys, key_states, room)
-        self.values = _with_room(self.values, value_states, room)
+        self.make_room(key_states, value_states, size_for(self.used, self.capacity or 0, self.capacity))
         self.keys[:, :, start : self.used] = key_states
         self.values[:, :, start : self.used] = value_states
         return self.keys[:, :, : self.used], self.values[:, :, : self.used]
@@ -70,29 +100,14 @@ class GrowingLayer(DynamicLayer):
         """Return how many tokens were fed, padding included."""
         return self.used
 
-    def get_max_length(self) -> int:
-        """Return how many tokens a row there is room for; -1 if the storage grows."""
-        return -1 if self.capacity is None else self.capacity
-
-    get_max_cache_shape = get_max_length  # its name in older versions of transformers 5
-
     def reset(self) -> None:
         """Free the storage."""
         super().reset()
         self.used = 0
 
-    def crop(self, tokens_to_remove: int) -> NoReturn:
-        """Refuse, before any layer is cropped."""
-        refuse_cropping()
 
-    def reorder_cache(self, beam_idx: Any) -> None:
-        """Take rows by index, for beam search."""
-        with torch.inference_mode(False):  # as for growing
-            super().reorder_cache(beam_idx)
-
-
-class SparseLayer(CacheLayerMixin):
-    """Keys and values ``[B, H, S, D]`` of a sparse layer, at the slots that its context says.
+class SparseLayer(RoomyLayer):
+    """A sparse layer: keys and values lie at the slots that its context says.
 
     To the stock code it has all columns that were fed, for the masks that it makes are gathered afterwards.
 
@@ -104,11 +119,8 @@ class SparseLayer(CacheLayerMixin):
         Whether the stock layer has a sliding window.
     """
 
-    keys: Any
-    values: Any
-
     def __init__(self, context: Context, is_sliding: bool) -> None:
-        super().__init__()
+        super().__init__(context.capacity)
         self.context, self.is_sliding = context, is_sliding
 
     @property
@@ -116,28 +128,18 @@ class SparseLayer(CacheLayerMixin):
         """Whether ``generate`` may compile the steps that use it."""
         return self.context.slots.is_static
 
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Allocate the storage on the first pass."""
-        room = self.context.slots.capacity
-        self.keys, self.values = (_with_room(None, new, room) for new in (key_states, value_states))
-        if self.context.slots.is_static:
-            keep_address(self.keys, self.values)
-        self.is_initialized = True
-
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Write new keys and values ``[B, H, Q, D]`` at their slots; return those of all used slots."""
-        slots = self.context.slots
+        slots, is_new = self.context.slots, not self.is_initialized
         if slots.slots_BQ is None:
             raise ValueError(
                 "the cache was used outside of a pass of the model that its sparsifier is attached to"
             )
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        elif self.keys.shape[2] < slots.capacity:
-            self.keys = _with_room(self.keys, key_states, slots.capacity)
-            self.values = _with_room(self.values, value_states, slots.capacity)
+        self.make_room(key_states, value_states, slots.capacity)
+        if is_new and slots.is_static:
+            keep_address(self.keys, self.values)
         return self._write(self.keys, key_states), self._write(self.values, value_states)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -149,36 +151,17 @@ class SparseLayer(CacheLayerMixin):
         """Return how many columns were fed: a tensor if static, not to wait for."""
         return self.context.slots.fed
 
-    def get_max_length(self) -> int:
-        """Return how many columns there is room for; -1 if the storage grows."""
-        return -1 if self.context.capacity is None else self.context.capacity
-
-    get_max_cache_shape = get_max_length  # its name in older versions of transformers 5
-
     def reset(self) -> None:
         """Free the storage; the first layer also begins a new context."""
-        self.keys = self.values = None
-        self.is_initialized = False
+        super().reset()
         if self is self.context.layers[0]:
             self.context.reset()
 
-    def crop(self, tokens_to_remove: int) -> NoReturn:
-        """Refuse: a dropped token cannot be given back, so assisted decoding cannot roll back."""
-        refuse_cropping()
-
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Take rows by index, for beam search; the first layer also takes those of the context."""
-        if self.is_initialized:
-            with torch.inference_mode(False):  # as for growing
-                self.keys, self.values = self.keys[beam_idx], self.values[beam_idx]
+        """Take rows by index; the first layer also takes those of the context."""
+        super().reorder_cache(beam_idx)
         if self is self.context.layers[0]:
             self.context.select_rows(beam_idx)
-
-    batch_select_indices = reorder_cache
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat each row ``repeats`` times."""
-        self.reorder_cache(torch.arange(len(self.keys), device=self.keys.device).repeat_interleave(repeats))
 
     def _write(self, storage_BHSD: Tensor, new_BHQD: Tensor) -> Tensor:
         slots, queries = self.context.slots, new_BHQD.shape[2]
@@ -210,8 +193,6 @@ class Context:
         The sparse layers.
     is_busy
         Whether a call is under way, or failed halfway.
-    answer_start
-        Column of a turn's first output token, int64 ``[1]``.
     """
 
     def __init__(self, record: Record, capacity: int | None, static: bool) -> None:
@@ -219,7 +200,6 @@ class Context:
         self.layers: list[SparseLayer] = []
         self.slots: Slots
         self.is_busy: bool
-        self.answer_start: Tensor
         self.mass_BS: Tensor  # attention received in each slot, for policies that evict
         self._new_slots = StaticSlots if static else Slots
         self._begin()
@@ -254,15 +234,6 @@ class Context:
         else:  # beside the kept ones, the newest token needs a slot
             slots.reserve = min(slots.limit, entering + math.ceil(later * keep_rate) + 1)
 
-    def begin_answer(self, column: int, device: torch.device) -> None:
-        """Remember where the output tokens of a turn begin."""
-        if not self.answer_start.numel():
-            with torch.inference_mode(False):
-                self.answer_start = torch.zeros(1, dtype=torch.long, device=device)
-            if self.slots.is_static:
-                keep_address(self.answer_start)
-        self.answer_start.fill_(column)
-
     def reset(self) -> None:
         """Forget all tokens and begin a new report; the old one stays as it is."""
         self.record = self.record.fresh()
@@ -278,7 +249,6 @@ class Context:
     def _begin(self) -> None:
         self.is_busy = False
         self.slots = self._new_slots(self.capacity)
-        self.answer_start = torch.zeros(0, dtype=torch.long)
         self.mass_BS = torch.zeros(0, 0)
         self.record.slots = self.slots
 
@@ -320,21 +290,6 @@ def fill(
     context.layers = [SparseLayer(context, bool(layer.is_sliding)) for layer in stock[split:layers]]
     cache.layers = [*dense, *context.layers]
     return context
-
-
-def check_same(cache: Cache, layers: int, split: int) -> None:
-    """Raise ``ValueError`` if a cache was filled with another layer l or by another decoder."""
-    first = next(number for number, layer in enumerate(cache.layers) if isinstance(layer, SparseLayer))
-    if (len(cache.layers), first) != (layers, split):
-        raise ValueError(
-            f"past_key_values was filled with {len(cache.layers)} layers, sparse from {first}; the model "
-            f"has {layers}, sparse from {split}"
-        )
-
-
-def refuse_cropping() -> NoReturn:
-    """Say that assisted decoding cannot roll a sparse cache back."""
-    raise ValueError("a sparse cache cannot be cropped: assisted and speculative decoding need a dense model")
 
 
 def _with_room(old_BHSD: Tensor | None, new_BHQD: Tensor, slots: int) -> Tensor:

@@ -62,7 +62,7 @@ class EvictingPass(DecodePass):
         mass_BS = context.mass_BS[:, : weights_BS.shape[1]].scatter(1, slots_B1, 0.0) + weights_BS
         context.mass_BS[:, : weights_BS.shape[1]] = mass_BS
         column_BS, is_held_BS = slots.seen(None)
-        ordinal_BS = column_BS - context.answer_start
+        ordinal_BS = column_BS - slots.answer_start
         victim_B = self.policy.evict(Held(ordinal_BS, is_held_BS & (ordinal_BS >= 0), mass_BS))
         target_B1 = torch.where(victim_B < 0, slots_B1[:, 0], victim_B)[:, None]
         for layer in context.layers:

@@ -16,12 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
+from transformers import Cache, PreTrainedModel
 
 from dynamic_llava.core import cache as caches
 from dynamic_llava.core import turns
 from dynamic_llava.core.attention import interface
-from dynamic_llava.core.attention.probe import Probe
 from dynamic_llava.core.decisions import Decisions
 from dynamic_llava.core.eviction import EvictingPass
 from dynamic_llava.core.passes import masked
@@ -29,7 +28,7 @@ from dynamic_llava.core.passes.base import Given, Pass, PromptState
 from dynamic_llava.core.passes.decode import DecodePass
 from dynamic_llava.core.passes.prefill import PrefillPass
 from dynamic_llava.core.passes.recompute import RecomputePass
-from dynamic_llava.core.ranking import Ranking
+from dynamic_llava.core.ranking import look
 from dynamic_llava.core.record import Record
 from dynamic_llava.core.view import MASK
 from dynamic_llava.costs.shape import DecoderShape
@@ -89,17 +88,6 @@ class Attachment:
         """Return an empty report of a call without a cache."""
         return Record(copy.copy(self.decisions.config), self.shape, self.model.dtype.itemsize)
 
-    def new_cache(self, capacity: int | None, static: bool) -> Cache:
-        """Return an empty cache with sparse layers."""
-        config = self.decoder.config
-        if static and capacity is not None:
-            cache: Cache = StaticCache(config=config, max_cache_len=capacity)
-        else:
-            cache = DynamicCache(config=config)
-        split = self.decisions.config.layer
-        caches.fill(cache, self.shape.layers, split, self.new_record(), capacity, static)
-        return cache
-
     # Hooks
 
     def _check_labels(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -154,18 +142,11 @@ class Attachment:
         now = call.now
         if number < split:
             if number == split - 1 and now.needs_ranking:
-                kwargs["probe"] = self._look(now, args[0], kwargs.get(MASK))
+                kwargs["probe"] = look(now, args[0], kwargs.get(MASK))
             return args, kwargs
         if number == split:
             args = (now.select(args[0], kwargs.get(MASK)), *args[1:])
         return now.arguments(args, kwargs)
-
-    def _look(self, now: Pass, hidden_BNC: Tensor, mask: Any) -> Probe:
-        """Let the last dense layer's attention be looked at."""
-        batch, length, _ = hidden_BNC.shape
-        prompt_BN = now.prompt(mask, batch, length, hidden_BNC.device)
-        now.ranking = Ranking(mask, prompt_BN, int(now.past), now.given.pictures)
-        return now.ranking.probe
 
     def _close(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         call: Call = kwargs[CALL]
@@ -206,11 +187,8 @@ class Attachment:
                 raise ValueError("past_key_values is of another run and use_cache is False: leave it out")
             now = RecomputePass(decisions, state, given, self.is_flash)
         else:
-            context = caches.context_of(cache)
-            if context is None:
-                context = caches.install(cache, layers, split, self.new_record())
-            caches.check_same(cache, layers, split)
-            self._refuse_static_flash(context)
+            context = caches.context_of(cache) or caches.install(cache, layers, split, self.new_record())
+            self._check_cache(cache, context)
             kind: Any = PrefillPass
             if context.slots.used and hidden_BNC.shape[1] == 1:
                 kind = EvictingPass if decisions.evicting is not None else DecodePass
@@ -221,7 +199,13 @@ class Attachment:
         decisions.remember(now.record)
         return now
 
-    def _refuse_static_flash(self, context: caches.Context) -> None:
+    def _check_cache(self, cache: Cache, context: caches.Context) -> None:
+        layers, split = len(cache.layers), len(cache.layers) - len(context.layers)
+        if (layers, split) != (self.shape.layers, self.decisions.config.layer):
+            raise ValueError(
+                f"past_key_values was filled with {layers} layers, sparse from {split}; the model has "
+                f"{self.shape.layers}, sparse from {self.decisions.config.layer}"
+            )
         if self.is_flash and context.slots.is_static:
             raise ValueError(
                 f"a static cache does not work with {self.implementation}: leave out "

@@ -75,7 +75,7 @@ class Report:
         """Tokens held in the cache now, int64 ``[layers, rows]``; 0 without a cache."""
         if self._record.slots is None:
             return torch.zeros(self._record.shape.layers, self._batch, dtype=torch.long)
-        dense_B, sparse_B = self._record.slots.fed_B().cpu(), self._record.slots.tokens_B().cpu()
+        dense_B, sparse_B = _fed_B(self._record.slots).cpu(), self._record.slots.tokens_B().cpu()
         split = self._record.config.layer
         return torch.stack([dense_B] * split + [sparse_B] * (self._record.shape.layers - split))
 
@@ -121,10 +121,22 @@ class Report:
         """Return which output tokens of each turn stayed in the cache: bool ``[B, T]`` a turn."""
         slots = cast(Slots, self._record.slots)
         fed = int(slots.fed)
-        held_BN = slots.holds(fed)
+        held_BN = held(slots, fed)
         ends = [step.columns[0] for step in self._record.steps[1:]] + [fed]
         return [held_BN[:, step.columns[1] : end] for step, end in zip(self._record.steps, ends, strict=True)]
 
     @property
     def _batch(self) -> int:
         return len(self._record.steps[0].dense_B) if self._record.steps else 0
+
+
+def held(slots: Slots, columns: int) -> Tensor:
+    """Return which of the first ``columns`` fed tokens are held: bool ``[B, columns]``."""
+    column_BS = slots.column_BS.masked_fill(~slots.valid_BS, columns)
+    held_BN = slots.valid_BS.new_zeros(len(column_BS), columns + 1)
+    return held_BN.scatter_(1, column_BS, True)[:, :columns]
+
+
+def _fed_B(slots: Slots) -> Tensor:
+    """Return how many tokens were fed to each row, padding left out."""
+    return slots.is_token_BN(int(slots.fed)).sum(-1)

@@ -32,6 +32,8 @@ class Slots:
         Slots to have from the start.
     fed
         Columns fed so far, padding included; a tensor if static, so that a compiled step may count.
+    answer_start
+        Column of the turn's first output token, int64 ``[1]``.
     length_B
         Next slot of each row, int64.
     valid_BS
@@ -56,7 +58,7 @@ class Slots:
         self.limit = limit
         self.reserve = limit or 0
         self.fed: Any = 0
-        self.length_B = torch.zeros(0, dtype=torch.long)
+        self.length_B = self.answer_start = torch.zeros(0, dtype=torch.long)
         self.valid_BS = torch.zeros(0, 0, dtype=torch.bool)
         self.column_BS = torch.zeros(0, 0, dtype=torch.long)
         self.used = 0
@@ -81,10 +83,6 @@ class Slots:
         """Return how many tokens each row holds."""
         return self.valid_BS.sum(-1)
 
-    def fed_B(self) -> Tensor:
-        """Return how many tokens were fed to each row, padding left out."""
-        return self.is_token_BN(int(self.fed)).sum(-1)
-
     def is_token_BN(self, columns: int) -> Tensor:
         """Return which of ``columns`` columns, later ones included, are no padding: bool ``[B, columns]``."""
         size = (len(self.length_B), columns)
@@ -92,12 +90,6 @@ class Slots:
         for start, token_BN in self.padding:
             is_token_BN[:, start : start + token_BN.shape[1]] &= token_BN
         return is_token_BN
-
-    def holds(self, columns: int) -> Tensor:
-        """Return which of the first ``columns`` fed tokens are held: bool ``[B, columns]``."""
-        column_BS = self.column_BS.masked_fill(~self.valid_BS, columns)
-        held_BN = self.valid_BS.new_zeros(len(column_BS), columns + 1)
-        return held_BN.scatter_(1, column_BS, True)[:, :columns]
 
     def open(self, column_BQ: Tensor) -> None:
         """Make room for new tokens, and write down their columns."""
@@ -162,6 +154,7 @@ class Slots:
     def _begin(self, batch: int, device: torch.device) -> None:
         with torch.inference_mode(False):  # a cache filled in inference mode may be continued outside of it
             self.length_B = torch.zeros(batch, dtype=torch.long, device=device)
+            self.answer_start = torch.zeros(1, dtype=torch.long, device=device)
             self.valid_BS = torch.zeros(batch, 0, dtype=torch.bool, device=device)
             self.column_BS = torch.zeros(batch, 0, dtype=torch.long, device=device)
 

@@ -37,7 +37,7 @@ class StaticSlots(Slots):
         self._grow()
         with torch.inference_mode(False):  # as in `_begin`
             self.fed = torch.full((), self.fed, dtype=torch.long, device=self.length_B.device)
-        keep_address(self.length_B, self.valid_BS, self.column_BS, self.fed)
+        keep_address(self.length_B, self.answer_start, self.valid_BS, self.column_BS, self.fed)
 
 
 def keep_address(*tensors: Tensor) -> None:

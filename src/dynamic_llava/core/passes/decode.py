@@ -48,7 +48,7 @@ class DecodePass(Pass):
         """Return whether the token of each row stays, bool ``[B]``; None where all do."""
         if not self.decisions.config.sparsify_text:
             return None
-        ordinal_B1 = self.column_B1 - self.context.answer_start
+        ordinal_B1 = self.column_B1 - self.context.slots.answer_start
         return self.decisions.keep_text_tokens(hidden_B1C, ordinal_B1)[:, 0]
 
     def settle(self) -> None:

@@ -62,7 +62,7 @@ class PrefillPass(Pass):
         slots = self.context.slots
         slots.extend(self.stays_BL)
         slots.count(self.columns[1] - self.past, None if bool(self.valid_BN.all()) else self.valid_BN)
-        self.context.begin_answer(self.columns[1], self.valid_BN.device)
+        slots.answer_start.fill_(self.columns[1])
         self.context.is_busy = False
         super().close()
 
