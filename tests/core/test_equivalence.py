@@ -48,7 +48,18 @@ def test_ragged_batches_of_any_shape(counts: list[tuple[int, int]], seed: int) -
     rows = [tiny.row(text, images, seed + number) for number, (text, images) in enumerate(counts)]
     together = generate(model, tiny.batch(rows))
     for number, row in enumerate(rows):
-        assert torch.equal(generate(model, row)[0], together[number])
+        out = model.generate(
+            **row,
+            max_new_tokens=STEPS,
+            min_new_tokens=STEPS,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        alone = out.sequences[0, -STEPS:]
+        for step in (alone != together[number]).nonzero()[:1, 0].tolist():  # only a tie may part them
+            best = out.logits[step][0].topk(2).values
+            assert best[0] - best[1] < 1e-5
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

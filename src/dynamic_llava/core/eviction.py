@@ -68,9 +68,10 @@ class EvictingPass(DecodePass):
         for layer in context.layers:
             _move(layer, slots_B1, target_B1)
         context.mass_BS.scatter_(1, target_B1, mass_BS.gather(1, slots_B1))
+        is_held_B1 = victim_B[:, None] != slots_B1
         slots.keep(victim_B < 0)
         slots.column_BS.scatter_(1, target_B1, self.column_B1)
-        slots.valid_BS.scatter_(1, target_B1, (victim_B != slots_B1[:, 0])[:, None])
+        slots.valid_BS.scatter_(1, target_B1, is_held_B1)
 
 
 def _move(layer: SparseLayer, from_B1: Tensor, to_B1: Tensor) -> None:

@@ -66,6 +66,7 @@ class Attachment:
         self.implementation: str = self.decoder.config._attn_implementation
         self.is_flash = "flash" in self.implementation
         self._names = {id(module): _argument_names(module) for module in (model, base)}
+        self._checked: dict[str, Any] = {}
         self._configs: list[tuple[nn.Module, Any]] = []
         self._handles = [
             model.register_forward_pre_hook(self._check_labels, with_kwargs=True),
@@ -161,17 +162,20 @@ class Attachment:
 
     def check(self) -> None:
         """Raise ``ValueError`` if the config, which may have been edited, does not fit the model."""
-        config, layers = self.decisions.config, self.shape.layers
-        config.validate()
-        if config.layer >= layers:
-            raise ValueError(
-                f"layer is {config.layer}: the decoder has {layers} layers, choose 1 to {layers - 1}"
-            )
         implementation = self.decoder.config._attn_implementation
         if implementation != self.implementation:
             raise ValueError(
                 f"the attention implementation became {implementation!r}: detach, set it, attach again"
             )
+        config, layers = self.decisions.config, self.shape.layers
+        if self._checked == vars(config):
+            return  # before the rest, for every decoded token comes by
+        config.validate()
+        if config.layer >= layers:
+            raise ValueError(
+                f"layer is {config.layer}: the decoder has {layers} layers, choose 1 to {layers - 1}"
+            )
+        self._checked = dict(vars(config))
 
     def _choose(self, given: Given, hidden_BNC: Tensor, kwargs: Mapping[str, Any]) -> Pass:
         """Return the pass of a call, given the arguments of layer 0."""

@@ -65,6 +65,7 @@ class Slots:
         self.slots_BQ: Tensor | None = None
         self.contiguous = True
         self._places: tuple[int, Tensor] | None = None  # of the new tokens, which all layers share
+        self._firsts: tuple[tuple[int, ...], Tensor] | None = None  # of slot 0 in each row and head
         self.padding: list[tuple[int, Tensor]] = []
         self.is_even = self.is_full = True
         self.looked = 0  # `used` when the true lengths were last looked at
@@ -98,17 +99,20 @@ class Slots:
             self._begin(batch, column_BQ.device)
         self._make_room(queries)
         self._places = None
-        self.slots_BQ = self.length_B[:, None] + torch.arange(queries, device=column_BQ.device)
+        self.slots_BQ = self.length_B[:, None]
+        if queries > 1:
+            self.slots_BQ = self.slots_BQ + torch.arange(queries, device=column_BQ.device)
         self.column_BS.scatter_(1, self.slots_BQ, column_BQ)
 
     def places(self, heads: int) -> Tensor:
         """Return where the new tokens lie in storage ``[B, H, S, D]`` seen as rows of D: ``[B * H * Q]``."""
         if self._places is None or self._places[0] != heads:
             slots_BQ = self._opened()
-            row_B = torch.arange(len(slots_BQ), device=slots_BQ.device)
-            head_BH = row_B[:, None] * heads + torch.arange(heads, device=slots_BQ.device)
-            place_BHQ = head_BH[..., None] * self.capacity + slots_BQ[:, None]
-            self._places = (heads, place_BHQ.flatten())
+            key = (heads, len(slots_BQ), self.capacity)
+            if self._firsts is None or self._firsts[0] != key:
+                first = torch.arange(len(slots_BQ) * heads, device=slots_BQ.device) * self.capacity
+                self._firsts = (key, first.view(-1, heads, 1))
+            self._places = (heads, (self._firsts[1] + slots_BQ[:, None]).flatten())
         return self._places[1]
 
     def seen(self, valid_BQ: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -48,8 +48,8 @@ class Family:
         ValueError
             If the image tokens cannot be shared by the pictures, or a picture lies in more than one row.
         """
-        has_pictures = any(given.get(name) is not None for name in ("pixel_values", "mm_encoder_outputs"))
         ids_BN: Tensor | None = given.get("input_ids")
+        has_pictures = given.get("pixel_values") is not None or given.get("mm_encoder_outputs") is not None
         if not has_pictures and (ids_BN is None or ids_BN.shape[1] == 1):
             return []  # first, for every decoded token comes by
         mask_BN = self._image_token_mask(base, given)

@@ -30,7 +30,7 @@ class PromptState:
         """Do nothing: there are no keys, and all rows share the prompt's length."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Given:
     """What a call brings: only the multimodal model sees all of it, so it travels to the decoder's layers.
 
