@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 import dynamic_llava
-from dynamic_llava.evaluation.results import environment
+from dynamic_llava.environment import environment
 from dynamic_llava.files import write_json
 from evidence import tiny
 

@@ -37,7 +37,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 import dynamic_llava
 from dynamic_llava import Sparsifier, SparsityConfig
-from dynamic_llava.evaluation.results import environment
+from dynamic_llava.environment import environment
 from dynamic_llava.files import write_json
 
 CASES = [

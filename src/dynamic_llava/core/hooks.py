@@ -28,7 +28,6 @@ from dynamic_llava.core.passes.base import Given, Pass, PromptState
 from dynamic_llava.core.passes.decode import DecodePass
 from dynamic_llava.core.passes.prefill import PrefillPass
 from dynamic_llava.core.passes.recompute import RecomputePass
-from dynamic_llava.core.ranking import look
 from dynamic_llava.core.record import Record
 from dynamic_llava.core.view import MASK
 from dynamic_llava.costs.shape import DecoderShape
@@ -143,7 +142,7 @@ class Attachment:
         now = call.now
         if number < split:
             if number == split - 1 and now.needs_ranking:
-                kwargs["probe"] = look(now, args[0], kwargs.get(MASK))
+                kwargs["probe"] = now.look(args[0], kwargs.get(MASK))
             return args, kwargs
         if number == split:
             args = (now.select(args[0], kwargs.get(MASK)), *args[1:])

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dynamic_llava.core.attention.probe import Probe
 from dynamic_llava.core.decisions import Decisions
 from dynamic_llava.core.ranking import Ranking
 from dynamic_llava.core.record import Record
@@ -112,6 +113,13 @@ class Pass(ABC):
     def needs_attention(self) -> bool:
         """Whether it asks more of the attention of the layers than the stock function gives."""
         return self.needs_ranking
+
+    def look(self, hidden_BNC: Tensor, mask: Any) -> Probe:
+        """Have the last dense layer looked at, of which these are hidden states and stock mask."""
+        batch, length, _ = hidden_BNC.shape
+        prompt_BN = self.prompt(mask, batch, length, hidden_BNC.device)
+        self.ranking = Ranking(mask, prompt_BN, int(self.past), self.given.pictures)
+        return self.ranking.probe
 
     @property
     def attention(self) -> list[Tensor]:
