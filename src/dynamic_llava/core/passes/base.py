@@ -15,9 +15,10 @@ from torch import Tensor
 
 from dynamic_llava.core.attention.probe import Probe
 from dynamic_llava.core.decisions import Decisions
+from dynamic_llava.core.masks import is_token
 from dynamic_llava.core.ranking import Ranking
 from dynamic_llava.core.record import Record
-from dynamic_llava.core.view import View, gather_tokens, is_token, right_align
+from dynamic_llava.core.view import View, gather_tokens, right_align
 
 
 @dataclass(frozen=True)
@@ -148,10 +149,8 @@ class Pass(ABC):
 
     def valid(self, mask: Any, batch: int, length: int, device: torch.device) -> Tensor:
         """Return which of the tokens fed are no padding, by the stock mask: bool ``[B, N]``."""
-        valid_BN = is_token(mask, batch, length, int(self.past), device)
-        if valid_BN is None:
-            return torch.ones(batch, length, dtype=torch.bool, device=device)
-        return valid_BN
+        valid_BN = None if mask is None else is_token(mask, batch, length, int(self.past), device)
+        return torch.ones(batch, length, dtype=torch.bool, device=device) if valid_BN is None else valid_BN
 
 
 @dataclass(frozen=True)
