@@ -6,6 +6,7 @@ S slots, C channels.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -67,6 +68,7 @@ def first_column(mask: Any, past: Any, fed: int) -> Any:
     return first.clamp(min=0) if isinstance(first, Tensor) else max(first, 0)
 
 
+@dataclass(eq=False)
 class View:
     """What the layers >= l see of one call.
 
@@ -86,23 +88,16 @@ class View:
         Whether masks are 2-D, over the keys alone.
     """
 
-    def __init__(
-        self,
-        fed: int,
-        past: Any,
-        column_BS: Tensor,
-        valid_BS: Tensor,
-        column_BL: Tensor | None = None,
-        index_BL: Tensor | None = None,
-        sees_all: bool = False,
-        is_flash: bool = False,
-    ) -> None:
-        self.fed, self.past = fed, past
-        self.column_BS, self.valid_BS = column_BS, valid_BS
-        self.column_BL, self.index_BL = column_BL, index_BL
-        self.sees_all, self.is_flash = sees_all, is_flash
-        self._masks: list[tuple[Any, Any]] = []  # what was made, for layers share their arguments
-        self._gathered: list[tuple[Any, Any]] = []
+    fed: int
+    past: Any
+    column_BS: Tensor
+    valid_BS: Tensor
+    column_BL: Tensor | None = None
+    index_BL: Tensor | None = None
+    sees_all: bool = False
+    is_flash: bool = False
+    _masks: list[tuple[Any, Any]] = field(default_factory=list)  # what was made: layers share arguments
+    _gathered: list[tuple[Any, Any]] = field(default_factory=list)
 
     def arguments(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
