@@ -14,7 +14,7 @@ from dynamic_llava.adapter import Adapter
 from dynamic_llava.config import SparsityConfig
 from dynamic_llava.core import cache as caches
 from dynamic_llava.core.decisions import Decisions
-from dynamic_llava.core.fit import check_fit, computes_on
+from dynamic_llava.core.fit import check_fit, check_kind, computes_on
 from dynamic_llava.core.hooks import Attachment
 from dynamic_llava.core.passes.base import PromptState
 from dynamic_llava.families import family_of
@@ -75,6 +75,7 @@ class Sparsifier(Decisions):
         ValueError
             If it does not fit the model, or if either is attached already.
         """
+        check_kind(model)
         if self._attachment is not None or hasattr(model, "sparsifier"):
             raise ValueError("model or sparsifier is attached already: call sparsifier.detach() first")
         family = family_of(model)
@@ -149,6 +150,18 @@ class Sparsifier(Decisions):
         """
         return PromptState(tokens, self._attached.new_record())
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Sparsifier:
+        """Copy with the model that it is attached to, whose copy the copy then belongs to; never alone."""
+        if self._attachment is not None and id(self._attachment.model) not in memo:
+            raise ValueError(
+                "an attached sparsifier cannot be copied without its model, as peft's modules_to_save would: "
+                "name its predictors there (image_predictor, text_predictor), or detach it first"
+            )
+        made = type(self).__new__(type(self))
+        memo[id(self)] = made
+        made.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return made
+
     # Files
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -190,6 +203,11 @@ class Sparsifier(Decisions):
 
     def adapter(self) -> Adapter:
         """Return what its files hold, with the attached model's name where no base model is known."""
+        if any(type(part).__module__.startswith("peft.") for part in self.modules()):
+            raise ValueError(
+                "peft holds weights of the predictors: call merge_and_unload() or unload() of the peft model "
+                "before the sparsifier is saved"
+            )
         name = self.base_model or (self._attachment.model.name_or_path if self._attachment else "")
         return Adapter(copy.copy(self.config), self.hidden_size, name or "", self.state_dict())
 

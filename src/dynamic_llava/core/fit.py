@@ -10,12 +10,28 @@ import torch
 import transformers
 from packaging.version import Version
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from dynamic_llava.core.attention.interface import IMPLEMENTATIONS
 
 TESTED = (Version("5.16.1"), Version("5.24.0"))  # of transformers: see `make test-versions`
 LAYER_TYPES = ("full_attention", "sliding_attention")
+
+
+def check_kind(model: Any) -> None:
+    """Raise ``ValueError`` if ``model`` is no whole model of transformers that hooks can be put on."""
+    kind = type(model).__name__
+    if hasattr(model, "get_base_model"):
+        raise ValueError(f"{kind} is peft's wrapper: attach to model.get_base_model(), and train the wrapper")
+    if isinstance(model, nn.DataParallel | DistributedDataParallel):
+        raise ValueError(f"{kind} is a wrapper: attach to model.module, before it is wrapped")
+    if isinstance(model, str | Path):
+        raise ValueError(f"{str(model)!r} is a name: load the model first, dynamic_llava.load_model(...)")
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(f"{kind} is no model of transformers: attach to one, as load_model(...) returns it")
+    if model.base_model is model:
+        raise ValueError(f"{kind} is the model inside of another: attach to the whole one, with the head")
 
 
 def check_fit(model: PreTrainedModel, decoder: Any, layer: int, hidden_size: int, base_model: str) -> None:
