@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +16,10 @@ from dynamic_llava import methods
 from dynamic_llava.config import SparsityConfig
 from dynamic_llava.core.record import Record
 from dynamic_llava.core.report import Report
+from dynamic_llava.core.sampled import Sampled
 from dynamic_llava.methods.gumbel import exponential_noise
 from dynamic_llava.methods.predictors import ImagePredictor, TextPredictor
 from dynamic_llava.methods.top_k import keep_count, top_k_mask
-
-if TYPE_CHECKING:
-    from dynamic_llava.core.sampled import Sampled
 
 
 class Decisions(nn.Module):

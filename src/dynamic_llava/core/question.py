@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from dynamic_llava import methods
 from dynamic_llava.core.decisions import Decisions
+from dynamic_llava.core.record import Record
 from dynamic_llava.core.spans import ordinals
-
-if TYPE_CHECKING:
-    from dynamic_llava.core.passes.base import Pass
 
 
 def prompt_method(decisions: Decisions, noise: Callable[[Tensor], Tensor]) -> methods.Policy:
@@ -35,26 +32,26 @@ def prompt_method(decisions: Decisions, noise: Callable[[Tensor], Tensor]) -> me
     )
 
 
-def keep_question(now: Pass, hidden_BNC: Tensor, droppable_BN: Tensor) -> Tensor:
+def keep_question(decisions: Decisions, record: Record, hidden_BNC: Tensor, droppable_BN: Tensor) -> Tensor:
     """Decide on those prompt tokens that may be dropped; return a bool ``[B, N]``."""
-    method = prompt_method(now.decisions, now.decisions.noise)
+    method = prompt_method(decisions, decisions.noise)
     kept_BN = method.keep(hidden_BNC, ordinals(droppable_BN)) | ~droppable_BN
-    now.record.add_prompt(kept_BN, droppable_BN)
+    record.add_prompt(kept_BN, droppable_BN)
     return kept_BN
 
 
-def droppable(now: Pass, valid_BN: Tensor) -> Tensor:
-    """Return which tokens of a pass's prompt, ``valid_BN``, may be dropped: bool ``[B, N]``."""
-    given, marker = now.given, now.decisions.config.prompt_marker
-    return question_mask(given.token_ids_BN, given.pictures, valid_BN, marker)
+def of_a_turn(
+    token_ids_BN: Tensor | None, pictures: Sequence[Tensor], valid_BN: Tensor, marker: tuple[int, ...]
+) -> Tensor:
+    """Return which tokens of a new turn may be dropped: in rows without a picture all but the last.
 
-
-def of_a_turn(now: Pass, valid_BN: Tensor) -> Tensor:
-    """Return which tokens of a new turn may be dropped: in rows without a picture all but the last."""
+    What it is given is that of :func:`question_mask`.
+    """
     batch, length = valid_BN.shape
-    rows = {int(picture_I[0]) // length for picture_I in now.given.pictures}
+    rows = {int(picture_I[0]) // length for picture_I in pictures}
     has_picture_B = torch.tensor([row in rows for row in range(batch)], device=valid_BN.device)
-    return torch.where(has_picture_B[:, None], droppable(now, valid_BN), but_last(valid_BN, valid_BN))
+    question_BN = question_mask(token_ids_BN, pictures, valid_BN, marker)
+    return torch.where(has_picture_B[:, None], question_BN, but_last(valid_BN, valid_BN))
 
 
 def question_mask(

@@ -18,7 +18,8 @@ from dynamic_llava.core.decisions import Decisions
 from dynamic_llava.core.passes.base import Given, Pass
 from dynamic_llava.core.question import keep_question
 from dynamic_llava.core.record import Record
-from dynamic_llava.core.sampled import RecordedNoise, Sampled, sample
+from dynamic_llava.core.sampled import RecordedNoise, Sampled
+from dynamic_llava.core.sampling import sample
 from dynamic_llava.core.spans import ordinals
 from dynamic_llava.core.view import MASK
 
@@ -138,7 +139,7 @@ class MaskedPass(Pass):
             keep_BN = torch.where(answer_mask_BN, text_keep_BN, keep_BN)
         self.record.add_text(keep_BN, answer_mask_BN)
         if config.sparsify_prompt and self.prompt_mask_BN is not None:
-            keep_BN = keep_BN & keep_question(self, hidden_BNC, self.prompt_mask_BN)
+            keep_BN = keep_BN & keep_question(self.decisions, self.record, hidden_BNC, self.prompt_mask_BN)
         self.keep_BN = keep_BN
         self.key_weights = self._weights(keep_BN.float())
 

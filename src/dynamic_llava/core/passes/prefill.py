@@ -69,8 +69,10 @@ class PrefillPass(Pass):
     def _keep_question(self, hidden_BNC: Tensor) -> Tensor | None:
         if not self.decisions.config.sparsify_prompt:
             return None
-        which = question.of_a_turn if self.is_new_turn else question.droppable
-        return question.keep_question(self, hidden_BNC, which(self, self.valid_BN))
+        which = question.of_a_turn if self.is_new_turn else question.question_mask
+        given, marker = self.given, self.decisions.config.prompt_marker
+        droppable_BN = which(given.token_ids_BN, given.pictures, self.valid_BN, marker)
+        return question.keep_question(self.decisions, self.record, hidden_BNC, droppable_BN)
 
     def _record(self, entering: Entering) -> None:
         held_BL = entering.valid_BL if self.stays_BL is None else self.stays_BL

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dynamic_llava.core.decisions import Decisions
 from dynamic_llava.core.passes.base import Entering, Given, Pass, PromptState
-from dynamic_llava.core.question import droppable, keep_question
+from dynamic_llava.core.question import keep_question, question_mask
 from dynamic_llava.core.view import View
 
 
@@ -36,7 +36,9 @@ class RecomputePass(Pass):
         keeps = [self.keep_images(hidden_BNC)]
         if self.decisions.config.sparsify_prompt:
             prompt_BN = self.prompt(mask, batch, length, hidden_BNC.device)
-            keeps.append(keep_question(self, hidden_BNC, droppable(self, prompt_BN)))
+            given, marker = self.given, self.decisions.config.prompt_marker
+            droppable_BN = question_mask(given.token_ids_BN, given.pictures, prompt_BN, marker)
+            keeps.append(keep_question(self.decisions, self.record, hidden_BNC, droppable_BN))
         if length > self.state.length:
             keeps.append(self._keep_output(hidden_BNC))
         entering = Entering.of(valid_BN, keeps)
