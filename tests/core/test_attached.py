@@ -56,6 +56,10 @@ def test_a_copy_of_an_attached_model_is_attached_to_its_own_copy(make: Any, text
     expected = generate(model, row)
     assert made.sparsifier.report is None
     assert torch.equal(generate(made, row), expected)
+    with torch.no_grad():  # arguments by position
+        logits = [run(row["input_ids"], row["pixel_values"]).logits for run in (made, model)]
+    assert torch.equal(*logits)
+    generate(made, row)
     kept = made.sparsifier.report.text_kept[0]
     made.sparsifier.config.text_policy = "uniform"
     made.sparsifier.config.image_keep_rate = 1.0
@@ -102,6 +106,23 @@ def test_a_model_that_was_called_can_be_copied() -> None:
     made = copy.deepcopy(model)
     assert made.sparsifier.report is None
     assert torch.equal(generate(made, row), expected)
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_outputs_as_tuples(use_cache: bool) -> None:
+    model, row = attached(), tiny.row(9, 1, 3)
+    with torch.no_grad():
+        expected = model(**row, use_cache=use_cache).logits
+        assert torch.equal(model(**row, use_cache=use_cache, return_dict=False)[0], expected)
+
+
+def test_steps_without_a_cache_know_the_prompt_where_gradients_are_on() -> None:
+    model, row = attached(), tiny.row(9, 1, 3)
+    first = model(**row, use_cache=False)
+    longer = {**row, "input_ids": torch.cat([row["input_ids"], torch.full((1, 3), 7)], dim=1)}
+    longer["attention_mask"] = torch.ones_like(longer["input_ids"])
+    model(**longer, use_cache=False, past_key_values=first.past_key_values)
+    assert len(model.sparsifier.report.text_kept[0]) == 3
 
 
 def test_a_data_parallel_replica_is_refused() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,6 +35,7 @@ from dynamic_llava.costs.shape import DecoderShape
 from dynamic_llava.families import Family
 
 CALL = "sparse_call"  # the keyword that a call travels under
+_CHANGING = threading.Lock()  # two threads must not both exchange the attention of a model
 
 
 class Call:
@@ -64,7 +66,6 @@ class Attachment:
         self.shape = DecoderShape.from_config(self.decoder.config)
         self.implementation: str = self.decoder.config._attn_implementation
         self.is_flash = "flash" in self.implementation
-        self._names = {id(module): _argument_names(module) for module in (model, base)}
         self._checked: dict[str, Any] = {}
         self._configs: list[tuple[nn.Module, Any]] = []
         self._handles = [
@@ -85,7 +86,7 @@ class Attachment:
             handle.remove()
 
     def new_record(self) -> Record:
-        """Return an empty report of a call without a cache."""
+        """Return an empty record of a call without a cache."""
         return Record(copy.copy(self.decisions.config), self.shape, self.model.dtype.itemsize)
 
     # Hooks
@@ -98,7 +99,7 @@ class Attachment:
             )
         has_labels = kwargs.get("labels") is not None
         if args and not has_labels:
-            has_labels = self._by_name(model, args, kwargs).get("labels") is not None
+            has_labels = _by_name(model, args, kwargs).get("labels") is not None
         if not has_labels and not (self.decisions.training and torch.is_grad_enabled()):
             return  # first, for every decoded token comes by
         if kwargs.get("answer_mask") is None:
@@ -107,7 +108,7 @@ class Attachment:
     def _enter(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Take in what only the multimodal model sees."""
         if args:
-            args, kwargs = (), self._by_name(base, args, kwargs)
+            args, kwargs = (), _by_name(base, args, kwargs)
         answer_mask, prompt_mask = kwargs.pop("answer_mask", None), kwargs.pop("prompt_mask", None)
         prompt, cache = None, None
         for name, value in kwargs.items():
@@ -148,7 +149,7 @@ class Attachment:
         if call.now is None:
             return
         state = call.now.close()
-        if state is not None and not torch.is_grad_enabled():
+        if state is not None:
             # generate() hands it back at the next step; what it is called changed in transformers 5.24.
             output["cache" if hasattr(output, "cache") else "past_key_values"] = state
 
@@ -191,8 +192,9 @@ class Attachment:
             if context.slots.used and hidden_BNC.shape[1] == 1:
                 kind = EvictingPass if decisions.evicting is not None else DecodePass
             now = kind(decisions, context, given, self.is_flash)
-        if now.needs_attention and not self._configs:
-            self._configs = interface.use(self.decoder.layers)
+        if now.needs_attention:
+            with _CHANGING:
+                self._configs = self._configs or interface.use(self.decoder.layers)
         now.begin(*hidden_BNC.shape[:2])
         decisions.remember(now.record)
         return now
@@ -210,20 +212,23 @@ class Attachment:
                 "cache_implementation='static', or load the model with attn_implementation='sdpa'"
             )
 
-    def _by_name(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        return {**dict(zip(self._names[id(module)], args, strict=False)), **kwargs}
+
+def _by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return all arguments of a module's forward by name."""
+    kind: Any = type(module)
+    names = _argument_names(kind)
+    return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
-def _argument_names(module: nn.Module) -> tuple[str, ...]:
-    """Return what the arguments of a module's forward are called, in their order.
+@functools.cache
+def _argument_names(kind: Any) -> tuple[str, ...]:
+    """Return what the arguments of a class's forward are called, in their order.
 
     A subclass that hands all of them on, by ``*args``, has those of the class that it stands on.
     """
-    kinds: Any = type(module).__mro__
-    for kind in kinds:
-        if "forward" not in kind.__dict__:
-            continue
-        parameters = list(inspect.signature(kind.forward).parameters.values())[1:]
+    forwards = (parent.__dict__["forward"] for parent in kind.__mro__ if "forward" in parent.__dict__)
+    for forward in forwards:
+        parameters = list(inspect.signature(forward).parameters.values())[1:]
         if not any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
             return tuple(parameter.name for parameter in parameters)
     return ()
