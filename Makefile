@@ -4,10 +4,10 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo test test-versions lint format type wheel wheel-check lmms-check train-nano bench results clean
+.PHONY: help install dev demo test test-versions check-threads check-overhead check-code-lines check-equivalence check-remeasured lint format type wheel wheel-check lmms-check train-nano bench results clean
 
 help: ## Show this list
-	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' Makefile | awk -F '\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' Makefile | awk -F '\t' '{ printf "  make %-17s %s\n", $$1, $$2 }'
 
 .venv/.installed: pyproject.toml constraints.txt
 	@echo 'Installing into .venv: minutes the first time, mostly torch.'
@@ -33,6 +33,21 @@ test: dev ## Run all tests (ARGS="-k cache" passes options to pytest)
 VERSIONS ?= floor 5.19.0 pin newest newest-torch
 test-versions: dev ## Run the tests of the core with other versions of transformers and torch (VERSIONS="5.19.0", ARGS="-k golden")
 	$(BIN)/python .ci/test_versions.py --versions "$(VERSIONS)" -- $(ARGS)
+
+check-threads: dev ## Ask one attached model from 8 threads at once (two minutes)
+	$(BIN)/python -m evidence.threads --output evidence/results/threads.json
+
+check-overhead: dev ## Measure what the core costs against an earlier commit (20 minutes)
+	$(BIN)/python -m evidence.overhead --output evidence/results/overhead.json
+
+check-code-lines: dev ## Count the code lines that a prefill and a decoded token run through
+	$(BIN)/python -m evidence.code_lines --base 2881a65 --output evidence/results/code-lines.json
+
+check-equivalence: dev ## Compare 200 ragged batches with their rows, 100 runs without a cache with cached ones (five minutes)
+	$(BIN)/python -m evidence.equivalence --output evidence/results/equivalence.json
+
+check-remeasured: dev ## Measure the committed weights of nano anew, and compare (20 minutes)
+	$(BIN)/python -m evidence.remeasure --output evidence/results/remeasured.json
 
 lint: dev ## Check style
 	$(BIN)/ruff check .

@@ -25,7 +25,6 @@ from rich.console import Console
 from rich.table import Table
 
 import dynamic_llava
-from dynamic_llava.evaluation.results import environment
 from dynamic_llava.files import write_json
 from evidence import tiny
 
@@ -124,6 +123,8 @@ def main() -> int:
         totals = {name: sum(lines.values()) for name, lines in sides.items()}
         commits = {"base": options.base, "now": described()}
         head = {"command": command, "commits": commits, "lines": totals, **result, "modules": sides}
+        from dynamic_llava.environment import environment  # the base commit has none
+
         write_json(options.output, head | environment(torch.device("cpu")))
     Console(width=100).print(show(sides))
     if result:

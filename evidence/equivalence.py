@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from dynamic_llava.evaluation.results import environment
+from dynamic_llava.environment import environment
 from dynamic_llava.files import write_json
 from evidence import tiny
 

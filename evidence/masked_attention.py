@@ -32,7 +32,7 @@ from dynamic_llava.bench.machine import seconds
 from dynamic_llava.core.attention.blocked import masked_attention
 from dynamic_llava.core.attention.definition import masked_softmax
 from dynamic_llava.core.masks import causal
-from dynamic_llava.evaluation.results import environment
+from dynamic_llava.environment import environment
 from dynamic_llava.files import write_json
 
 SIZE, SEED = 64, 0

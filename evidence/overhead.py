@@ -37,7 +37,6 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 import dynamic_llava
 from dynamic_llava import Sparsifier, SparsityConfig
-from dynamic_llava.evaluation.results import environment
 from dynamic_llava.files import write_json
 
 CASES = [
@@ -262,6 +261,8 @@ def main() -> int:
         "pairs": RUNS - 1,
     }
     if options.output:
+        from dynamic_llava.environment import environment  # the base commit has none
+
         write_json(options.output, head | {"cases": compared} | environment(torch.device("cpu")))
     Console(width=100).print(show(compared))
     other = [name for name, case in compared.items() if not case["same_tokens_kept"]]

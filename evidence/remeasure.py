@@ -36,9 +36,9 @@ from rich.progress import track
 from rich.table import Table
 
 import dynamic_llava
+from dynamic_llava.environment import environment
 from dynamic_llava.evaluation import tasks
 from dynamic_llava.evaluation.batches import encode_questions
-from dynamic_llava.evaluation.results import environment
 from dynamic_llava.files import write_json
 
 TOLERANCE = 1e-4  # of a perplexity

@@ -28,9 +28,9 @@ from rich.table import Table
 from torch import Tensor
 
 import dynamic_llava
+from dynamic_llava.environment import environment
 from dynamic_llava.evaluation import tasks
 from dynamic_llava.evaluation.batches import encode_questions
-from dynamic_llava.evaluation.results import environment
 from dynamic_llava.files import write_json
 from evidence import tiny
 

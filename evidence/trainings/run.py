@@ -22,7 +22,7 @@ from evidence.trainings.courses import course
 from evidence.trainings.methods import METHODS, OUTPUT_POLICIES, Budget, Method
 from evidence.trainings.variants import WORK
 
-from dynamic_llava.evaluation.results import environment
+from dynamic_llava.environment import environment
 from dynamic_llava.files import write_json
 
 RESULT = Path("evidence") / "results" / "evidence.json"

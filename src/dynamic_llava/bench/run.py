@@ -22,7 +22,7 @@ from dynamic_llava.bench.timing import Tick
 from dynamic_llava.bench.workload import Workload, draw
 from dynamic_llava.costs.presets import PRESETS
 from dynamic_llava.costs.shape import DecoderShape
-from dynamic_llava.evaluation.results import environment
+from dynamic_llava.environment import environment
 from dynamic_llava.methods.downsample import grid_side
 
 Progress = Callable[[str, int], Tick]  # of a name and a number of turns; returns what each turn calls

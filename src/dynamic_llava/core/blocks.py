@@ -5,25 +5,30 @@ Legend: B batch, N tokens, L queries, S slots.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 BLOCK = 128  # in queries and keys
 
 
-def block_mask(stock: BlockMask, query_BL: Tensor, column_BS: Tensor, valid_BS: Tensor) -> BlockMask:
+def block_mask(
+    stock: BlockMask, index_BL: Tensor | None, fed: int, column_BS: Tensor, valid_BS: Tensor
+) -> BlockMask:
     """Return who sees whom among the slots, by who sees whom among the columns.
 
     Parameters
     ----------
     stock
         The mask of the columns.
-    query_BL
-        Which stock query each query is, int64.
+    index_BL
+        Which of the ``fed`` stock queries each query is, int64; None where all are, as they are.
     column_BS, valid_BS
         The column of each slot, int64, and which slots hold a token.
     """
-    (batch, queries), slots = query_BL.shape, column_BS.shape[1]
+    batch, slots = column_BS.shape
+    query_BL = torch.arange(fed, device=column_BS.device).expand(batch, -1) if index_BL is None else index_BL
+    queries = query_BL.shape[1]
     edge = (0, -slots % BLOCK)  # blocks are whole: what lies past the edges is asked for too
     query_BL = nn.functional.pad(query_BL, (0, -queries % BLOCK))
     column_BS, valid_BS = nn.functional.pad(column_BS, edge), nn.functional.pad(valid_BS, edge)

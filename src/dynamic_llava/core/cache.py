@@ -214,10 +214,9 @@ class Context:
 
     def lacks_columns(self, mask: Any) -> bool:
         """Tell whether a call that goes on may have to remember columns that its mask leaves out."""
-        slots = self.slots
         if mask is None:
-            return bool(slots.padding)
-        return slots.used > 0 and not slots.is_static and isinstance(mask, Tensor) and mask.ndim == 2
+            return bool(self.slots.padding)
+        return self.slots.used > 0 and not self.slots.is_static and getattr(mask, "ndim", 0) == 2
 
     def plan(self, entering: int, fed: int, keep_rate: float) -> None:
         """Size the slots before the first pass, of ``fed`` columns and ``entering`` tokens a row.

@@ -28,7 +28,6 @@ from dynamic_llava.core.passes.base import Given, Pass, PromptState
 from dynamic_llava.core.passes.decode import DecodePass
 from dynamic_llava.core.passes.prefill import PrefillPass
 from dynamic_llava.core.passes.recompute import RecomputePass
-from dynamic_llava.core.ranking import look
 from dynamic_llava.core.record import Record
 from dynamic_llava.core.view import MASK
 from dynamic_llava.costs.shape import DecoderShape
@@ -102,13 +101,8 @@ class Attachment:
             has_labels = self._by_name(model, args, kwargs).get("labels") is not None
         if not has_labels and not (self.decisions.training and torch.is_grad_enabled()):
             return  # first, for every decoded token comes by
-        config = self.decisions.config
-        drops = config.sparsify_image or config.sparsify_text or config.sparsify_prompt
-        if drops and kwargs.get("answer_mask") is None:
-            raise ValueError(
-                "labels and training need a full-length pass: also pass answer_mask, bool [batch, "
-                "tokens], True at the output tokens that may be dropped (all False where none may)"
-            )
+        if kwargs.get("answer_mask") is None:
+            masked.refuse_without_mask(self.decisions.config)
 
     def _enter(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Take in what only the multimodal model sees."""
@@ -143,7 +137,7 @@ class Attachment:
         now = call.now
         if number < split:
             if number == split - 1 and now.needs_ranking:
-                kwargs["probe"] = look(now, args[0], kwargs.get(MASK))
+                kwargs["probe"] = now.look(args[0], kwargs.get(MASK))
             return args, kwargs
         if number == split:
             args = (now.select(args[0], kwargs.get(MASK)), *args[1:])

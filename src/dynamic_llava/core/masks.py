@@ -1,4 +1,4 @@
-"""Stock masks taken apart: who sees whom in a pass at full length, and what one query sees.
+"""Stock masks taken apart: which tokens are no padding, who sees whom, and what one query sees.
 
 Legend: B batch, N tokens, M columns of a stock mask.
 """
@@ -12,7 +12,37 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from dynamic_llava.core.blocks import hide_in_blocks
-from dynamic_llava.core.view import is_seen
+from dynamic_llava.core.view import first_column
+
+
+def is_token(mask: Any, batch: int, fed: int, past: int, device: torch.device) -> Tensor | None:
+    """Return which new tokens are no padding, by a stock mask's own diagonal.
+
+    Parameters
+    ----------
+    mask
+        What a stock layer gets: bool or additive ``[B or 1, 1, N, M]``, 2-D, or a block mask.
+    batch, fed, past
+        Rows B, new tokens N of each, and the columns fed before them.
+    device
+        Where the result is made.
+
+    Returns
+    -------
+    Tensor or None
+        Bool ``[B, N]``; None where all are.
+    """
+    query_N = torch.arange(fed, device=device)
+    column_N = query_N + (past - first_column(mask, past, fed))
+    if isinstance(mask, BlockMask):
+        row_B1 = torch.arange(batch, device=device)[:, None]
+        valid_BN = mask.mask_mod(row_B1, torch.zeros_like(row_B1), query_N[None], column_N[None])
+    elif mask.ndim == 4:
+        valid_BN = _is_seen(mask[:, 0, query_N.to(mask.device), column_N.to(mask.device)])
+    else:
+        valid_BN = mask[:, -fed:].bool()
+    valid_BN = valid_BN.to(device).expand(batch, -1)
+    return None if bool(valid_BN.all()) else valid_BN
 
 
 def causal(length: int, device: torch.device) -> Tensor:
@@ -23,7 +53,7 @@ def causal(length: int, device: torch.device) -> Tensor:
 def visible(mask: Any, batch: int, length: int, device: torch.device) -> Tensor:
     """Return who sees whom in a pass at full length, every token at least itself: bool ``[B or 1, 1, N, N]``.
 
-    ``mask`` is what a stock layer gets, as for :func:`is_token`.
+    ``mask`` is what a stock layer gets, None or as for :func:`is_token`.
     """
     own_NN = torch.eye(length, dtype=torch.bool, device=device)
     if mask is None:
@@ -34,13 +64,13 @@ def visible(mask: Any, batch: int, length: int, device: torch.device) -> Tensor:
         return mask.mask_mod(row, torch.zeros_like(row), column_N[:, None], column_N) | own_NN
     if mask.ndim == 2:
         return (causal(length, device) & mask.bool()[:, None, None]) | own_NN
-    return is_seen(mask) | own_NN
+    return _is_seen(mask) | own_NN
 
 
 def seen_by(mask: Any, query_B: Tensor, fed: int) -> Tensor | None:
     """Return which keys one of the ``fed`` queries of each row sees: bool ``[B, M]``; None without a mask.
 
-    ``mask`` is what a stock layer gets, as for :func:`is_token`.
+    ``mask`` is what a stock layer gets, None or as for :func:`is_token`.
     """
     if mask is None:
         return None
@@ -51,7 +81,7 @@ def seen_by(mask: Any, query_B: Tensor, fed: int) -> Tensor | None:
         return mask.mask_mod(row_B1, torch.zeros_like(row_B1), query_B[:, None], column_M)
     if mask.ndim == 2:
         return mask.bool() & (column_M <= query_B[:, None] + columns - fed)
-    return is_seen(mask.expand(batch, -1, -1, -1)[row_B, 0, query_B])
+    return _is_seen(mask.expand(batch, -1, -1, -1)[row_B, 0, query_B])
 
 
 def hide(mask: Any, keep_BN: Tensor) -> Any:
@@ -73,3 +103,8 @@ def _formed(sees: Tensor, like: Tensor | None) -> Tensor:
     if like is None or like.dtype == torch.bool:
         return sees
     return torch.zeros_like(sees, dtype=like.dtype).masked_fill_(~sees, torch.finfo(like.dtype).min)
+
+
+def _is_seen(mask: Tensor) -> Tensor:
+    """Return a 4-D mask, bool or additive, as bool."""
+    return mask if mask.dtype == torch.bool else mask == 0

@@ -6,16 +6,13 @@ Legend: B batch, I image tokens, N tokens fed, C channels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from dynamic_llava.core.attention.probe import Probe
 from dynamic_llava.core.masks import seen_by
-
-if TYPE_CHECKING:
-    from dynamic_llava.core.passes.base import Pass
 
 
 class Ranking:
@@ -44,11 +41,3 @@ class Ranking:
         weights_BS = cast(Tensor, self.probe.weights_BS)
         weights = weights_BS[:, self._past : self._past + self._length].flatten()
         return [weights[picture_I] for picture_I in self._pictures]
-
-
-def look(now: Pass, hidden_BNC: Tensor, mask: Any) -> Probe:
-    """Let a pass look at the last dense layer, of which these are hidden states and stock mask."""
-    batch, length, _ = hidden_BNC.shape
-    prompt_BN = now.prompt(mask, batch, length, hidden_BNC.device)
-    now.ranking = Ranking(mask, prompt_BN, int(now.past), now.given.pictures)
-    return now.ranking.probe

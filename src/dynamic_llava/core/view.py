@@ -6,6 +6,7 @@ S slots, C channels.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -67,43 +68,7 @@ def first_column(mask: Any, past: Any, fed: int) -> Any:
     return first.clamp(min=0) if isinstance(first, Tensor) else max(first, 0)
 
 
-def is_token(mask: Any, batch: int, fed: int, past: int, device: torch.device) -> Tensor | None:
-    """Return which new tokens are no padding, by a stock mask's own diagonal.
-
-    Parameters
-    ----------
-    mask
-        What a stock layer gets: None, bool or additive ``[B or 1, 1, N, M]``, 2-D, or a block mask.
-    batch, fed, past
-        Rows B, new tokens N of each, and the columns fed before them.
-    device
-        Where the result is made.
-
-    Returns
-    -------
-    Tensor or None
-        Bool ``[B, N]``; None where all are.
-    """
-    if mask is None:
-        return None
-    query_N = torch.arange(fed, device=device)
-    column_N = query_N + (past - first_column(mask, past, fed))
-    if isinstance(mask, BlockMask):
-        row_B1 = torch.arange(batch, device=device)[:, None]
-        valid_BN = mask.mask_mod(row_B1, torch.zeros_like(row_B1), query_N[None], column_N[None])
-    elif mask.ndim == 4:
-        valid_BN = is_seen(mask[:, 0, query_N.to(mask.device), column_N.to(mask.device)])
-    else:
-        valid_BN = mask[:, -fed:].bool()
-    valid_BN = valid_BN.to(device).expand(batch, -1)
-    return None if bool(valid_BN.all()) else valid_BN
-
-
-def is_seen(mask: Tensor) -> Tensor:
-    """Return a 4-D mask, bool or additive, as bool."""
-    return mask if mask.dtype == torch.bool else mask == 0
-
-
+@dataclass(eq=False)
 class View:
     """What the layers >= l see of one call.
 
@@ -123,23 +88,16 @@ class View:
         Whether masks are 2-D, over the keys alone.
     """
 
-    def __init__(
-        self,
-        fed: int,
-        past: Any,
-        column_BS: Tensor,
-        valid_BS: Tensor,
-        column_BL: Tensor | None = None,
-        index_BL: Tensor | None = None,
-        sees_all: bool = False,
-        is_flash: bool = False,
-    ) -> None:
-        self.fed, self.past = fed, past
-        self.column_BS, self.valid_BS = column_BS, valid_BS
-        self.column_BL, self.index_BL = column_BL, index_BL
-        self.sees_all, self.is_flash = sees_all, is_flash
-        self._masks: list[tuple[Any, Any]] = []  # what was made, for layers share their arguments
-        self._gathered: list[tuple[Any, Any]] = []
+    fed: int
+    past: Any
+    column_BS: Tensor
+    valid_BS: Tensor
+    column_BL: Tensor | None = None
+    index_BL: Tensor | None = None
+    sees_all: bool = False
+    is_flash: bool = False
+    _masks: list[tuple[Any, Any]] = field(default_factory=list)  # what was made: layers share arguments
+    _gathered: list[tuple[Any, Any]] = field(default_factory=list)
 
     def arguments(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -160,12 +118,6 @@ class View:
         made = self._without_mask() if mask is None else self._from_mask(mask)
         self._masks.append((mask, made))
         return made
-
-    def queries_BL(self) -> Tensor:
-        """Return which of the new tokens each query is, int64 ``[B, L]``."""
-        if self.index_BL is not None:
-            return self.index_BL
-        return torch.arange(self.fed, device=self.column_BS.device).expand(len(self.column_BS), -1)
 
     def _gather(self, value: Any) -> Any:
         if self.index_BL is None or not isinstance(value, Tensor | tuple | list | dict):
@@ -195,7 +147,7 @@ class View:
             valid_BS = valid_BS & (column_BS >= 0)
             column_BS = column_BS.clamp(min=0)
         if isinstance(mask, BlockMask):
-            return block_mask(mask, self.queries_BL(), column_BS, valid_BS)
+            return block_mask(mask, self.index_BL, self.fed, column_BS, valid_BS)
         column_BS, valid_BS = column_BS.to(mask.device), valid_BS.to(mask.device)
         if mask.ndim == 2:
             return mask.expand(len(column_BS), -1).gather(1, column_BS) * valid_BS

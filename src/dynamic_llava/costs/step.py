@@ -5,14 +5,12 @@ Legend: B batch.
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """A prompt or, without a cache, any pass.
 
     Its queries in dense and in sparse layers, how many of them the sparse layers hold, and between which
@@ -30,4 +28,4 @@ class Step:
     def select_rows(self, index: Tensor) -> Step:
         """Take rows by index."""
         rows = {name: getattr(self, name)[index] for name in ("dense_B", "sparse_B", "held_B")}
-        return dataclasses.replace(self, **rows)
+        return self._replace(**rows)

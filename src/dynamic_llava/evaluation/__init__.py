@@ -7,9 +7,9 @@ from typing import Any
 
 from transformers import PreTrainedModel, ProcessorMixin
 
+from dynamic_llava.environment import environment
 from dynamic_llava.evaluation import accuracy, descriptions, generation
 from dynamic_llava.evaluation.references import references
-from dynamic_llava.evaluation.results import environment
 from dynamic_llava.evaluation.tables import table
 from dynamic_llava.evaluation.tasks import Question, questions
 

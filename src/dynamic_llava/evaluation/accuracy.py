@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel, ProcessorMixin
 
 from dynamic_llava.evaluation.batches import Kept, answer, batches
-from dynamic_llava.evaluation.results import accuracy
+from dynamic_llava.evaluation.intervals import accuracy
 from dynamic_llava.evaluation.tasks import Question
 
 

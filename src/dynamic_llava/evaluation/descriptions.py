@@ -18,8 +18,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 from dynamic_llava.chat.ask import dense
 from dynamic_llava.evaluation.batches import Kept, answer, batches
 from dynamic_llava.evaluation.costs import costs
+from dynamic_llava.evaluation.intervals import accuracy
 from dynamic_llava.evaluation.meteor import Meteor
-from dynamic_llava.evaluation.results import accuracy
 from dynamic_llava.evaluation.scoring import score
 from dynamic_llava.evaluation.tasks import Question
 from dynamic_llava.sparsifier import Sparsifier

@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dynamic_llava.core.attention.probe import Probe
 from dynamic_llava.core.decisions import Decisions
+from dynamic_llava.core.masks import is_token
 from dynamic_llava.core.ranking import Ranking
 from dynamic_llava.core.record import Record
-from dynamic_llava.core.view import View, gather_tokens, is_token, right_align
+from dynamic_llava.core.view import View, gather_tokens, right_align
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,13 @@ class Pass(ABC):
         """Whether it asks more of the attention of the layers than the stock function gives."""
         return self.needs_ranking
 
+    def look(self, hidden_BNC: Tensor, mask: Any) -> Probe:
+        """Have the last dense layer looked at, of which these are hidden states and stock mask."""
+        batch, length, _ = hidden_BNC.shape
+        prompt_BN = self.prompt(mask, batch, length, hidden_BNC.device)
+        self.ranking = Ranking(mask, prompt_BN, int(self.past), self.given.pictures)
+        return self.ranking.probe
+
     @property
     def attention(self) -> list[Tensor]:
         """The attention paid to the tokens of each picture, ``[I]``; nothing where nobody looked."""
@@ -140,10 +149,8 @@ class Pass(ABC):
 
     def valid(self, mask: Any, batch: int, length: int, device: torch.device) -> Tensor:
         """Return which of the tokens fed are no padding, by the stock mask: bool ``[B, N]``."""
-        valid_BN = is_token(mask, batch, length, int(self.past), device)
-        if valid_BN is None:
-            return torch.ones(batch, length, dtype=torch.bool, device=device)
-        return valid_BN
+        valid_BN = None if mask is None else is_token(mask, batch, length, int(self.past), device)
+        return torch.ones(batch, length, dtype=torch.bool, device=device) if valid_BN is None else valid_BN
 
 
 @dataclass(frozen=True)

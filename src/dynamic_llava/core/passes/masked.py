@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
+from dynamic_llava.config import SparsityConfig
 from dynamic_llava.core import masks
 from dynamic_llava.core.attention.interface import KeyWeights
 from dynamic_llava.core.decisions import Decisions
@@ -140,6 +141,15 @@ class MaskedPass(Pass):
             keep_BN = keep_BN & keep_question(self, hidden_BNC, self.prompt_mask_BN)
         self.keep_BN = keep_BN
         self.key_weights = self._weights(keep_BN.float())
+
+
+def refuse_without_mask(config: SparsityConfig) -> None:
+    """Raise ``ValueError`` if a call with labels, or in training, needs an answer mask."""
+    if config.sparsify_image or config.sparsify_text or config.sparsify_prompt:
+        raise ValueError(
+            "labels and training need a full-length pass: also pass answer_mask, bool [batch, "
+            "tokens], True at the output tokens that may be dropped (all False where none may)"
+        )
 
 
 def at_full_length(
