@@ -123,7 +123,19 @@ def test_assisted_generation_is_refused(inputs: dict[str, Tensor]) -> None:
         generate(attached(), row, prompt_lookup_num_tokens=3)
 
 
-@pytest.mark.parametrize("implementation", ["offloaded", "quantized"])
+@pytest.mark.parametrize(
+    "implementation",
+    [
+        pytest.param(
+            "offloaded",
+            marks=pytest.mark.skipif(
+                torch.version.cuda is not None and not torch.cuda.is_available(),
+                reason="transformers itself asks a torch with CUDA for a stream, and there is no GPU",
+            ),
+        ),
+        "quantized",
+    ],
+)
 def test_other_caches_are_refused_at_the_start(implementation: str) -> None:
     with pytest.raises((ValueError, ImportError)):
         generate(attached(), tiny.row(9, 1, 3), cache_implementation=implementation)
