@@ -8,7 +8,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from dynamic_llava.chat.ask import encode
 from dynamic_llava.chat.prompt import chat_answer, chat_prompt
-from dynamic_llava.evaluation import accuracy, descriptions, evaluate, results, scoring, tasks
+from dynamic_llava.evaluation import accuracy, descriptions, evaluate, scoring, tasks
 from dynamic_llava.evaluation.batches import Kept, answer
 
 
@@ -188,10 +188,10 @@ def test_unknown_task(model: LlavaForConditionalGeneration, processor: LlavaProc
     ],
 )
 def test_wilson_interval(right: int, total: int, interval: tuple[float, float]) -> None:
-    assert results.wilson(right, total) == pytest.approx(interval, abs=1e-4)
+    assert intervals.wilson(right, total) == pytest.approx(interval, abs=1e-4)
 
 
 @pytest.mark.parametrize(("right", "total"), [(0, 0), (3, 2), (-1, 2)])
 def test_impossible_counts(right: int, total: int) -> None:
     with pytest.raises(ValueError, match=f"{right} right answers of {total}"):
-        results.wilson(right, total)
+        intervals.wilson(right, total)
