@@ -57,12 +57,12 @@ COMPARED = {  # image policy, output policy
 # Rows
 
 
-def committed(short: bool) -> list[dict[str, Any]]:
-    """Return the rows of nano that were committed; ``short``: one seed at one budget, and dense."""
+def committed(short: bool, seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """Return the rows of nano that were committed; ``short``: the first seed at one budget, and dense."""
     result = json.loads((ROOT / RESULT).read_text(encoding="utf-8"))
     rows = [row for row in result["policies"]["rows"] if row["model"] == "nano"]
     if not short:
-        return rows
+        return [row for row in rows if row["seed"] in seeds]
     wanted = {(1.0, 1.0), (IMAGE_RATE, 1.0), (IMAGE_RATE, TEXT_RATE)}
     return [
         row for row in rows if row["seed"] == 0 and (row["image_keep_rate"], row["text_keep_rate"]) in wanted
@@ -184,11 +184,12 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--short", action="store_true", help="one seed at one budget, and fewer pictures")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the rows; 97 rows each")
     parser.add_argument("--base", default=BASE, help=f"commit whose answers are compared; default {BASE}")
     parser.add_argument("--output", type=Path, help="also write the result to this JSON file")
     options = parser.parse_args()
     answers = compare_answers(options.base, SHORT_PICTURES if options.short else PICTURES)
-    rows = compare_rows(committed(options.short))
+    rows = compare_rows(committed(options.short, options.seeds))
     if options.output:
         command = "python -m evidence.remeasure " + shlex.join(sys.argv[1:])
         head = {"command": command, "base": options.base, "now": described(), "tolerance": TOLERANCE}
