@@ -45,3 +45,11 @@ def test_processor_without_chat_template(processor: LlavaProcessor) -> None:
     bare.chat_template = None
     with pytest.raises(ValueError, match="no chat template"):
         chat_prompt(bare, "what is it?", 1)
+
+
+def test_the_room_gives_its_names() -> None:
+    from dynamic_llava import chat
+
+    assert all(callable(getattr(chat, name)) for name in chat.__all__)
+    with pytest.raises(AttributeError, match="nobody"):
+        _ = chat.nobody

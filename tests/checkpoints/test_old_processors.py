@@ -13,7 +13,7 @@ from PIL import Image
 
 import dynamic_llava
 from dynamic_llava import checkpoints
-from dynamic_llava.chat.ask import ask
+from dynamic_llava.chat.asking import ask
 
 PICTURE = Image.new("RGB", (96, 96), "red")
 

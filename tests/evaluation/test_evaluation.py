@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from dynamic_llava.chat.ask import encode
+from dynamic_llava.chat.asking import encode
 from dynamic_llava.chat.prompt import chat_answer, chat_prompt
 from dynamic_llava.evaluation import accuracy, descriptions, evaluate, intervals, scoring, tasks
 from dynamic_llava.evaluation.batches import Kept, answer

@@ -12,7 +12,7 @@ from PIL import Image
 from tests.command_line import Command
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from dynamic_llava.chat import ask
+from dynamic_llava.chat import asking
 from dynamic_llava.chat.prompt import chat_answer, chat_prompt
 from dynamic_llava.costs import flops
 from dynamic_llava.costs.shape import DecoderShape
@@ -101,7 +101,7 @@ def test_dense_perplexity(
         prompt = chat_prompt(processor, question.text, 1, question.earlier)
         said = chat_answer(processor, question.text, 1, question.answer, question.earlier)
         tokens = processor.tokenizer(said, add_special_tokens=False)["input_ids"]
-        inputs = ask.encode(processor, [prompt + said], [question.open_image()])
+        inputs = asking.encode(processor, [prompt + said], [question.open_image()])
         with torch.inference_mode():
             chances = model(**inputs).logits[0, -len(tokens) - 1 : -1].double().log_softmax(-1)
         losses = [-chances[place, token].item() for place, token in enumerate(tokens)]
@@ -128,7 +128,7 @@ def test_costs_equal_the_report(
     shape = DecoderShape.from_config(model.config.text_config)
     counted = flops.paper_flops(shape, summary["output_tokens"], summary["output_tokens_kept"], 1)
     assert sparse["decode_tflops_paper"] == pytest.approx(counted / 1e12, abs=1e-9)
-    with ask.dense(model):
+    with asking.dense(model):
         (row,) = kept.rows
         dense = Row(row.prompt, row.prompt, torch.ones_like(row.kept_T))
         assert costs(model, [dense])["kv_bytes"] == summary["kv_bytes_dense"]

@@ -10,7 +10,7 @@ from PIL import Image
 from tests import tiny
 
 import dynamic_llava
-from dynamic_llava.chat.ask import ask, dense, encode
+from dynamic_llava.chat.asking import ask, dense, encode
 from dynamic_llava.chat.prompt import chat_prompt
 from dynamic_llava.methods.downsample import downsampled
 

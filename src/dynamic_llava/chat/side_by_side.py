@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedModel, ProcessorMixin
 
-from dynamic_llava.chat.ask import Reply, ask, dense
+from dynamic_llava.chat.asking import Reply, ask, dense
 from dynamic_llava.chat.images import open_image
 from dynamic_llava.chat.view import as_seen, marked, overlay, pieces, save_overlay
 

@@ -44,7 +44,7 @@ def command(
 
     from transformers import TextStreamer
 
-    from dynamic_llava.chat.ask import ask
+    from dynamic_llava.chat.asking import ask
 
     with prepared(
         model,

@@ -14,7 +14,7 @@ from rich.progress import track
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
-from dynamic_llava.chat.ask import encode, greedy, report_of
+from dynamic_llava.chat.asking import encode, greedy, report_of
 from dynamic_llava.chat.prompt import chat_prompt
 from dynamic_llava.evaluation.costs import Row
 from dynamic_llava.evaluation.tasks import Question

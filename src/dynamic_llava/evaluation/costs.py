@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dynamic_llava.chat.ask import report_of
+from dynamic_llava.chat.asking import report_of
 from dynamic_llava.costs.flops import paper_flops, text_predictor_flops
 from dynamic_llava.costs.shape import DecoderShape
 from dynamic_llava.methods import held_before

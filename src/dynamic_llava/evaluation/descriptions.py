@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
-from dynamic_llava.chat.ask import dense
+from dynamic_llava.chat.asking import dense
 from dynamic_llava.evaluation.batches import Kept, answer, batches
 from dynamic_llava.evaluation.costs import costs
 from dynamic_llava.evaluation.intervals import accuracy

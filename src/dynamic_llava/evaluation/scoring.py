@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
-from dynamic_llava.chat.ask import report_of
+from dynamic_llava.chat.asking import report_of
 from dynamic_llava.chat.prompt import chat_answer
 from dynamic_llava.core.report import Report
 from dynamic_llava.evaluation.batches import Kept, encode_questions

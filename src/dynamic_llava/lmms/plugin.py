@@ -19,7 +19,7 @@ from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from PIL import Image
 from tqdm import tqdm
 
-from dynamic_llava.chat.ask import encode
+from dynamic_llava.chat.asking import encode
 from dynamic_llava.chat.prompt import PLACEHOLDER, chat_prompt
 from dynamic_llava.checkpoints import load_with_processor
 from dynamic_llava.config import SparsityConfig

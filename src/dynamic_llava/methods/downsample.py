@@ -21,7 +21,7 @@ def downsampled(model: PreTrainedModel, processor: ProcessorMixin, rate: float) 
 
     The pictures shrink to a grid of :func:`grid_side` patches a side, and the tower interpolates its position
     embeddings, as transformers does for other sizes. Nothing else changes: use it on a stock model, or within
-    :func:`dynamic_llava.chat.ask.dense`.
+    :func:`dynamic_llava.chat.asking.dense`.
 
     Parameters
     ----------

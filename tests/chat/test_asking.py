@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from dynamic_llava.chat.ask import ask, dense, encode, report_of
+from dynamic_llava.chat.asking import ask, dense, encode, report_of
 from dynamic_llava.chat.prompt import chat_prompt
 
 RED = Image.new("RGB", (96, 96), (255, 0, 0))
