@@ -17,6 +17,10 @@ from dynamic_llava.core.attention.interface import IMPLEMENTATIONS
 
 TESTED = (Version("5.16.1"), Version("5.24.0"))  # of transformers: see `make test-versions`
 LAYER_TYPES = ("full_attention", "sliding_attention")
+REPLICA = (
+    "the model is a replica made by torch.nn.DataParallel, which copies no sparsifier: use "
+    "DistributedDataParallel, one process a device"
+)
 
 
 def check_kind(model: Any) -> None:
@@ -32,6 +36,8 @@ def check_kind(model: Any) -> None:
         raise ValueError(f"{kind} is no model of transformers: attach to one, as load_model(...) returns it")
     if model.base_model is model:
         raise ValueError(f"{kind} is the model inside of another: attach to the whole one, with the head")
+    if "_is_replica" in vars(model):
+        raise ValueError(REPLICA)
 
 
 def check_fit(model: PreTrainedModel, decoder: Any, layer: int, hidden_size: int, base_model: str) -> None:

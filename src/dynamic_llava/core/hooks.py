@@ -24,6 +24,7 @@ from dynamic_llava.core import turns
 from dynamic_llava.core.attention import interface
 from dynamic_llava.core.decisions import Decisions
 from dynamic_llava.core.eviction import EvictingPass
+from dynamic_llava.core.fit import REPLICA
 from dynamic_llava.core.passes import masked
 from dynamic_llava.core.passes.base import Given, Pass, PromptState
 from dynamic_llava.core.passes.decode import DecodePass
@@ -93,10 +94,7 @@ class Attachment:
 
     def _check_labels(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if "_is_replica" in model.__dict__:
-            raise ValueError(
-                "the model is a replica made by torch.nn.DataParallel, which copies no sparsifier: use "
-                "DistributedDataParallel, one process a device"
-            )
+            raise ValueError(REPLICA)
         has_labels = kwargs.get("labels") is not None
         if args and not has_labels:
             has_labels = _by_name(model, args, kwargs).get("labels") is not None
