@@ -152,7 +152,7 @@ class Sparsifier(Decisions):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Sparsifier:
         """Copy with the model that it is attached to, whose copy the copy then belongs to; never alone."""
-        if self._attachment is not None and id(self._attachment.model) not in memo:
+        if self._attachment is not None and not memo:  # a memo tells of the whole that it is a part of
             raise ValueError(
                 "an attached sparsifier cannot be copied without its model, as peft's modules_to_save would: "
                 "name its predictors there (image_predictor, text_predictor), or detach it first"
