@@ -10,7 +10,7 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from dynamic_llava import hub
 from dynamic_llava.config import SparsityConfig
@@ -18,6 +18,15 @@ from dynamic_llava.files import replacing, write_json
 
 CONFIG_FILE = "sparsifier_config.json"
 WEIGHTS_FILE = "sparsifier.safetensors"
+
+
+def check_merged(module: nn.Module, what: str) -> None:
+    """Raise ``ValueError`` if peft holds weights in ``module``: under its names no file of ours loads."""
+    if any(type(part).__module__.startswith("peft.") for part in module.modules()):
+        raise ValueError(
+            f"peft holds weights of {what}: call merge_and_unload() or unload() of the peft model before it "
+            "is saved; the peft model's own save_pretrained() writes the adapters alone"
+        )
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 
-from dynamic_llava.adapter import Adapter
+from dynamic_llava.adapter import Adapter, check_merged
 from dynamic_llava.config import SparsityConfig
 from dynamic_llava.core import cache as caches
 from dynamic_llava.core.decisions import Decisions
@@ -203,11 +203,7 @@ class Sparsifier(Decisions):
 
     def adapter(self) -> Adapter:
         """Return what its files hold, with the attached model's name where no base model is known."""
-        if any(type(part).__module__.startswith("peft.") for part in self.modules()):
-            raise ValueError(
-                "peft holds weights of the predictors: call merge_and_unload() or unload() of the peft model "
-                "before the sparsifier is saved"
-            )
+        check_merged(self, "the predictors")
         name = self.base_model or (self._attachment.model.name_or_path if self._attachment else "")
         return Adapter(copy.copy(self.config), self.hidden_size, name or "", self.state_dict())
 

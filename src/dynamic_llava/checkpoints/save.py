@@ -10,6 +10,8 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, ProcessorMixin
 
+from dynamic_llava.adapter import check_merged
+
 OWN_FILES = (".json", ".safetensors", ".bin", ".model", ".jinja", ".txt", ".md", ".gitattributes")
 OWN_FOLDERS = ("official", "vision_tower")
 
@@ -20,8 +22,10 @@ def save(model: PreTrainedModel, processor: ProcessorMixin | None, folder: str |
     Raises
     ------
     ValueError
-        If ``folder`` exists and holds something else than a checkpoint.
+        If ``folder`` exists and holds something else than a checkpoint, or if peft's
+        adapters are in ``model``.
     """
+    check_merged(model, "the model")
     with replacing_folder(Path(folder)) as partial:
         model.save_pretrained(partial)
         if processor is not None:
