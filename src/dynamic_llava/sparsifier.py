@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 
@@ -18,6 +18,23 @@ from dynamic_llava.core.fit import check_fit, check_kind, computes_on
 from dynamic_llava.core.hooks import Attachment
 from dynamic_llava.core.passes.base import PromptState
 from dynamic_llava.families import family_of
+
+
+class _LeftOut(Collection[str]):
+    """Keys that a model does not save, a sparsifier's among them: as they are now, for peft renames them."""
+
+    def __init__(self, sparsifier: Decisions, others: Iterable[str]) -> None:
+        self._sparsifier, self._others = sparsifier, tuple(others)
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._others
+        yield from (f"sparsifier.{name}" for name in self._sparsifier.state_dict())
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __contains__(self, key: object) -> bool:
+        return any(key == own for own in self)
 
 
 class Sparsifier(Decisions):
@@ -88,8 +105,8 @@ class Sparsifier(Decisions):
         self._keys_to_ignore_on_save = model._keys_to_ignore_on_save
         self._attachment = Attachment(self, model, family)
         model.sparsifier = self
-        own_keys = {f"sparsifier.{name}" for name in self.state_dict()}
-        model._keys_to_ignore_on_save = {*(model._keys_to_ignore_on_save or ()), *own_keys}
+        # transformers declares a set or a list, and only asks for the length and goes through it.
+        model._keys_to_ignore_on_save = cast(Any, _LeftOut(self, self._keys_to_ignore_on_save or ()))
         return self
 
     def detach(self) -> None:
