@@ -44,6 +44,17 @@ def test_python_blocks_run(tmp_path: Path) -> None:
     assert (tmp_path / "my-sparsifier").is_dir()
 
 
+def test_python_blocks_of_training_run(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    (tmp_path / "training.py").write_text("\n".join(python_blocks("docs/training.md")), encoding="utf-8")
+    run = subprocess.run(
+        [sys.executable, "training.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "my-lora" / "adapter_model.safetensors").is_file()
+    assert (tmp_path / "my-sparsifier" / "sparsifier.safetensors").is_file()
+
+
 @pytest.mark.parametrize("command", RUNNABLE)
 def test_runnable_commands_run(command: str) -> None:
     program, *arguments = shlex.split(command)
