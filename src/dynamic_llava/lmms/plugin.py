@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from dynamic_llava.chat.asking import encode
 from dynamic_llava.chat.images import as_rgb
-from dynamic_llava.chat.prompt import PLACEHOLDER, chat_prompt
+from dynamic_llava.chat.prompt import PLACEHOLDER, chat_prompt, without_placeholders
 from dynamic_llava.checkpoints import load_with_processor
 from dynamic_llava.config import SparsityConfig
 from dynamic_llava.evaluation.batches import Kept
@@ -201,7 +201,7 @@ def _baseline(changes: dict[str, Any], hidden_size: int) -> Sparsifier:
 
 def _prompt(context: str, pictures: int) -> str:
     """Return a context whose placeholders fit its pictures: others go, and then the pictures come first."""
-    return context if context.count(PLACEHOLDER) == pictures else context.replace(PLACEHOLDER, "").strip()
+    return context if context.count(PLACEHOLDER) == pictures else without_placeholders(context)
 
 
 def _generation(settings: dict[str, Any]) -> dict[str, Any]:
