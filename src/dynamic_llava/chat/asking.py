@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 from transformers.generation.streamers import BaseStreamer
 
+from dynamic_llava.chat.images import as_rgb
 from dynamic_llava.chat.prompt import chat_prompt
 from dynamic_llava.core.report import Report
 
@@ -37,11 +38,14 @@ class Reply:
 
 
 def encode(processor: ProcessorMixin, prompts: Sequence[str], images: Sequence[Image.Image]) -> BatchFeature:
-    """Tokenise chat prompts and their pictures, in order, into one left-padded batch."""
+    """Tokenise chat prompts and their pictures, in order, into one left-padded batch.
+
+    Pictures of any mode are seen as `open_image` reads them from a file.
+    """
     begin = processor.tokenizer.bos_token
     return processor(
         text=list(prompts),
-        images=list(images) or None,
+        images=[as_rgb(image) for image in images] or None,
         padding=True,
         padding_side="left",
         # Some templates write the begin mark themselves, others leave it to the tokenizer.

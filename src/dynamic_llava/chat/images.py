@@ -45,44 +45,77 @@ def open_image(path: str | Path) -> Image.Image:
         pixels are of no supported kind (`UNSUPPORTED_MODES`).
     """
     path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such picture; check the path")
-    if not path.is_file():
-        raise ValueError(f"{path}: is not a file; give the path of one picture")
-    if path.stat().st_size == 0:
-        raise ValueError(f"{path}: the picture file is empty; export or download it again")
+    _check_file(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's limit is higher than ours; damage that matters raises
         with _explained(path):
             image = Image.open(path)
         with image:
-            _check(path, image)
-            with _explained(path):
-                return _to_rgb(ImageOps.exif_transpose(image))
+            return as_rgb(image, path)
+
+
+def as_rgb(image: Image.Image, name: str | Path | None = None) -> Image.Image:
+    """Turn a picture that Pillow holds into what `open_image` makes of its file; twice is as once.
+
+    Parameters
+    ----------
+    image : PIL.Image.Image
+        A picture of any mode, perhaps not read to its end yet.
+    name : str or Path, optional
+        What errors call it; by default its file, or "the picture" where it has none.
+
+    Raises
+    ------
+    ValueError
+        The picture is broken, too large, too thin, or its pixels are of no supported kind.
+    """
+    name = name or getattr(image, "filename", "") or "the picture"
+    _check(name, image)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with _explained(name):
+            return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def _check_file(path: Path) -> None:
+    """Judge a file before it is opened."""
+    try:
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such picture; check the path")
+        if not path.is_file():
+            raise ValueError(f"{path}: is not a file; give the path of one picture")
+        if path.stat().st_size == 0:
+            raise ValueError(f"{path}: the picture file is empty; export or download it again")
+    except FileNotFoundError:
+        raise
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise ValueError(f"{path}: cannot be read: {error.strerror}; check the path") from error
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turn what Pillow raises about a file into one line."""
+def _explained(name: str | Path) -> Iterator[None]:
+    """Turn what Pillow raises about a picture into one line."""
     try:
         yield
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{path}: {_too_large()}") from error
+        raise ValueError(f"{name}: {_too_large()}") from error
     except UnidentifiedImageError as error:
-        raise ValueError(f"{path}: not a picture that can be read; give a PNG, JPEG or WebP file") from error
-    except (OSError, SyntaxError, EOFError, ValueError) as error:  # broken data is any of these
-        raise ValueError(f"{path}: the picture is broken ({error}); export or download it again") from error
+        raise ValueError(
+            f"{name}: broken picture, or not a picture that can be read; give a PNG, JPEG or WebP file"
+        ) from error
+    except Exception as error:  # broken data raises anything in Pillow's decoders
+        raise ValueError(f"{name}: the picture is broken ({error}); export or download it again") from error
 
 
-def _check(path: Path, image: Image.Image) -> None:
+def _check(name: str | Path, image: Image.Image) -> None:
     """Judge a picture by its header."""
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise ValueError(f"{path}: {width} x {height} pixels: {_too_large()}")
+        raise ValueError(f"{name}: {width} x {height} pixels: {_too_large()}")
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise ValueError(f"{path}: {width} x {height} pixels is thinner than 1:{MAX_ASPECT}; crop it")
+        raise ValueError(f"{name}: {width} x {height} pixels is thinner than 1:{MAX_ASPECT}; crop it")
     if image.mode in UNSUPPORTED_MODES:
-        raise ValueError(f"{path}: pixels of mode {image.mode} are not supported; convert it to 8-bit RGB")
+        raise ValueError(f"{name}: pixels of mode {image.mode} are not supported; convert it to 8-bit RGB")
 
 
 def _too_large() -> str:
@@ -94,6 +127,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         grey_HW = np.clip(np.asarray(image) // 257, 0, 255).astype(np.uint8)
         return Image.fromarray(grey_HW).convert("RGB")
     if image.has_transparency_data:
-        rgba = image.convert("RGBA")
+        straight = image.convert("LA") if image.mode == "La" else image  # Pillow knows no way on from La
+        rgba = straight.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     return image.convert("RGB")

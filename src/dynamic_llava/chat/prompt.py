@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +11,10 @@ from transformers import ProcessorMixin
 
 PLACEHOLDER = "<image>"
 """Where a picture stands in a user's prompt; without any, the pictures come first."""
+
+BLANK_LINES = re.compile(r"\A(?:[^\S\n]*\n)+")
+CLOSING = ".,;:!?)]}\u2026"
+"""What goes on with the word before it, even where a picture lies between."""
 
 
 def chat_prompt(
@@ -67,17 +73,26 @@ def apply_template(
 
 
 def user_turn(text: str) -> dict[str, Any]:
-    """Return what a user says, with a picture in the place of every ``<image>``."""
-    first, *rest = text.split(PLACEHOLDER)
+    """Return what a user says, with a picture in the place of every ``<image>``.
+
+    Text keeps its own spaces, but for those that only part it from a picture at its beginning or end, see
+    `_begun`. Some templates write all pictures first: words on both sides of a picture stay apart even so.
+    """
+    first, *rest = _pieces(text)
     content = [_text_part(first)]
-    for part in rest:
-        content += [{"type": "image"}, _text_part(part)]
+    for piece in rest:
+        content += [{"type": "image"}, _text_part(piece)]
     return {"role": "user", "content": [part for part in content if part.get("text") != ""]}
+
+
+def without_placeholders(text: str) -> str:
+    """Return a user's text as a template that writes the pictures elsewhere joins it."""
+    return "".join(_pieces(text))
 
 
 def assistant_turn(answer: str) -> dict[str, Any]:
     """Return what the model answers."""
-    return {"role": "assistant", "content": [_text_part(answer)]}
+    return {"role": "assistant", "content": [_text_part(_begun(answer).rstrip())]}
 
 
 def _turns(prompt: str, pictures: int, earlier: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
@@ -102,5 +117,29 @@ def _placed(prompt: str, pictures: int) -> str:
     return prompt if placeholders else PLACEHOLDER * pictures + prompt
 
 
+def _pieces(text: str) -> list[str]:
+    """Return the text before, between and after the placeholders, ready to be joined without them."""
+    pieces = text.split(PLACEHOLDER)
+    spoken = [number for number, piece in enumerate(pieces) if piece.strip()]
+    if not spoken:
+        return [""] * len(pieces)
+    pieces = [piece if number in spoken else "" for number, piece in enumerate(pieces)]
+    pieces[spoken[0]] = _begun(pieces[spoken[0]])
+    pieces[spoken[-1]] = pieces[spoken[-1]].rstrip()
+    for before, after in itertools.pairwise(spoken):
+        if not (pieces[before][-1].isspace() or pieces[after][0].isspace() or pieces[after][0] in CLOSING):
+            pieces[before] += " "
+    return pieces
+
+
+def _begun(text: str) -> str:
+    """Return a text without what only parts it from what stands before: blank lines, or a single space.
+
+    More than one space, or a tab, is the indentation of its first line, which means something.
+    """
+    text = BLANK_LINES.sub("", text)
+    return text if text[1:2].isspace() or text[:1] == "\t" else text.lstrip()
+
+
 def _text_part(text: str) -> dict[str, str]:
-    return {"type": "text", "text": text.strip()}
+    return {"type": "text", "text": text}

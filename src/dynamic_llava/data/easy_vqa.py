@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
-from PIL import Image
-
+from dynamic_llava.chat.images import open_image
 from dynamic_llava.data.samples import Sample, Turn
 
 SHAPES = ("circle", "rectangle", "triangle")
@@ -39,7 +37,7 @@ def load(split: Literal["train", "test"]) -> list[Sample]:
     for question, answer, picture in zip(questions, answers, picture_ids, strict=True):
         turns[picture].append(Turn(question, answer, _kind(answer)))
     return [
-        Sample(f"easy-vqa/{split}/{picture}", partial(_open, Path(paths[picture])), tuple(rows))
+        Sample(f"easy-vqa/{split}/{picture}", partial(open_image, paths[picture]), tuple(rows))
         for picture, rows in sorted(turns.items())
     ]
 
@@ -56,8 +54,3 @@ def _kind(answer: str) -> str:
     if answer in SHAPES:
         return "shape"
     return "color" if answer in COLORS else "yes/no"
-
-
-def _open(path: Path) -> Image.Image:
-    with Image.open(path) as image:
-        return image.convert("RGB")

@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 from transformers import ProcessorMixin
 
+from dynamic_llava.chat.images import as_rgb
 from dynamic_llava.chat.prompt import PLACEHOLDER, apply_template, assistant_turn, user_turn
 from dynamic_llava.data.conversations import BadSample, Conversation
 
@@ -74,7 +75,11 @@ def encode(processor: ProcessorMixin, rendered: Rendered, images: Sequence[Image
     """Tokenise a chat with its pictures' placeholders expanded by the processor."""
     begin = processor.tokenizer.bos_token
     special = begin is None or not rendered.text.startswith(begin)
-    given = {"text": [rendered.text], "images": list(images) or None, "add_special_tokens": special}
+    given = {
+        "text": [rendered.text],
+        "images": [as_rgb(image) for image in images] or None,
+        "add_special_tokens": special,
+    }
     outputs = processor(**given)
     plain = processor.tokenizer(rendered.text, return_offsets_mapping=True, add_special_tokens=special)
     spans = _answers(plain["offset_mapping"], rendered.answers)

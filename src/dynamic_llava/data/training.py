@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from transformers import ProcessorMixin
 
+from dynamic_llava.chat.images import open_image
 from dynamic_llava.data.conversations import BadSample, Conversation, Conversations
 from dynamic_llava.data.labels import encode, render
 
@@ -188,11 +190,8 @@ class LengthGrouped(Sampler[int]):
         return (index for batch in whole + rest for index in batch)
 
 
-def _open(path: Any, name: str) -> Image.Image:
+def _open(path: Path, name: str) -> Image.Image:
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except FileNotFoundError:
-        raise BadSample(f"{name}: {path}: no such picture") from None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise BadSample(f"{name}: {path}: broken picture: {error}") from error
+        return open_image(path)
+    except (OSError, ValueError) as error:
+        raise BadSample(f"{name}: {error}") from error

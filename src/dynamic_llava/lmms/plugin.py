@@ -20,7 +20,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from dynamic_llava.chat.asking import encode
-from dynamic_llava.chat.prompt import PLACEHOLDER, chat_prompt
+from dynamic_llava.chat.images import as_rgb
+from dynamic_llava.chat.prompt import PLACEHOLDER, chat_prompt, without_placeholders
 from dynamic_llava.checkpoints import load_with_processor
 from dynamic_llava.config import SparsityConfig
 from dynamic_llava.evaluation.batches import Kept
@@ -173,7 +174,7 @@ class DynamicLlava(lmms):
         for visual in visuals or []:
             if not isinstance(visual, Image.Image):
                 raise ValueError(f"{task}: dynamic_llava reads pictures, not {type(visual).__name__}")
-        return [visual.convert("RGB") for visual in visuals or []]
+        return [as_rgb(visual, f"{task}, document {doc_id}") for visual in visuals or []]
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Refuse: the tasks of the paper generate their answers."""
@@ -200,7 +201,7 @@ def _baseline(changes: dict[str, Any], hidden_size: int) -> Sparsifier:
 
 def _prompt(context: str, pictures: int) -> str:
     """Return a context whose placeholders fit its pictures: others go, and then the pictures come first."""
-    return context if context.count(PLACEHOLDER) == pictures else context.replace(PLACEHOLDER, "").strip()
+    return context if context.count(PLACEHOLDER) == pictures else without_placeholders(context)
 
 
 def _generation(settings: dict[str, Any]) -> dict[str, Any]:
