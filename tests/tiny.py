@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from evidence.tiny import IMAGE_TOKEN, IMAGE_TOKENS, PAD, VOCABULARY, batch, model, row, sparsifier
 
-from dynamic_llava.config import TEXT_POLICIES
+from dynamic_llava import methods
 
 __all__ = [
     "IMAGE_TOKEN",
@@ -21,4 +21,4 @@ __all__ = [
 
 def policies(name: str) -> dict[str, str]:
     """Settings of one method for image tokens and, where it has one, for output tokens."""
-    return {"image_policy": name, "text_policy": name if name in TEXT_POLICIES else "learned"}
+    return {"image_policy": name, "text_policy": name if name in methods.names("output") else "random"}

@@ -6,11 +6,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dynamic_llava import families, methods
     from dynamic_llava.checkpoints.load import load, load_model
     from dynamic_llava.config import SparsityConfig
     from dynamic_llava.sparsifier import Sparsifier
 
-__all__ = ["Sparsifier", "SparsityConfig", "load", "load_model"]
+__all__ = ["Sparsifier", "SparsityConfig", "families", "load", "load_model", "methods"]
 
 _HOMES = {
     "Sparsifier": "sparsifier",
@@ -22,6 +23,8 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Import a public name at its first use: torch takes seconds, and ``--help`` must not wait for it."""
+    if name in ("families", "methods"):
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

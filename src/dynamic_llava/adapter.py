@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
+import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -94,6 +96,19 @@ class Adapter:
             if not bool(tensor.isfinite().all()):
                 raise ValueError(f"{path}: tensor {name} holds NaN or infinite values")
         return cls(config, hidden_size, base_model, state)
+
+    def without(self, prefixes: Iterable[str]) -> Adapter:
+        """Leave out tensors whose names begin so, with a warning: the config's methods need none of them."""
+        starts = tuple(prefixes)
+        unused = [name for name in self.state if name.startswith(starts)]
+        if unused:
+            warnings.warn(
+                f"the sparsifier's file holds {unused[0]} and {len(unused) - 1} more tensors, which "
+                f"image_policy {self.config.image_policy!r} and text_policy {self.config.text_policy!r} do "
+                "not use: they are left out",
+                stacklevel=3,
+            )
+        return replace(self, state={name: self.state[name] for name in self.state if name not in unused})
 
     def check(self, expected: dict[str, Tensor], source: str | Path) -> None:
         """Raise ``ValueError`` naming the first tensor that is missing, unexpected or of another shape."""

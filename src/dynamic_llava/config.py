@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
-
-IMAGE_POLICIES = ("learned", "random", "uniform", "fastv")
-TEXT_POLICIES = ("learned", "random", "uniform", "h2o", "streaming")
 
 
 @dataclass
@@ -19,10 +17,11 @@ class SparsityConfig:
     layer
         Layer l, the first sparse layer. Layers 0 to l-1 stay dense (l >= 1).
     image_policy, text_policy
-        ``"learned"`` (the predictors of Dynamic-LLaVA), ``"random"`` or ``"uniform"`` (evenly spaced); for
-        image tokens also ``"fastv"`` (by the attention that the last prompt token pays them); for output
-        tokens also ``"h2o"`` (the recent and those with the most attention) and ``"streaming"`` (the first
-        and the recent), which give up earlier tokens and need a K/V cache.
+        The method that drops image tokens, and output tokens: the name of a file in ``methods/image`` and
+        ``methods/output``, such as ``"learned"`` (the predictors of Dynamic-LLaVA), of a method that was
+        registered, or a method object. ``dynamic-llava methods`` lists them.
+    image_options, text_options
+        Settings of those methods by name, where they are not the method's own defaults.
     image_keep_rate
         Share of image tokens kept, in (0, 1]: ``int(n * rate)``, at least one, of each picture.
     text_keep_rate
@@ -70,6 +69,8 @@ class SparsityConfig:
     layer: int = 2
     image_policy: str = "learned"
     text_policy: str = "learned"
+    image_options: Mapping[str, Any] = field(default_factory=dict)
+    text_options: Mapping[str, Any] = field(default_factory=dict)
     image_keep_rate: float = 0.2
     text_keep_rate: float = 0.5
     prompt_keep_rate: float = 0.7
@@ -108,10 +109,13 @@ class SparsityConfig:
             rate = getattr(self, name)
             if not isinstance(rate, int | float) or not 0 < rate <= 1:
                 raise ValueError(f"{name} is {rate}: a keep rate must be greater than 0 and at most 1")
-        for name, known in (("image_policy", IMAGE_POLICIES), ("text_policy", TEXT_POLICIES)):
-            policy = getattr(self, name)
-            if policy not in known:
-                raise ValueError(f"{name} is {policy!r}: choose one of {', '.join(known)}")
+        for name in ("image_policy", "text_policy"):
+            if getattr(self, name) in ("", None):
+                raise ValueError(f"{name} is {getattr(self, name)!r}: give the name of a method")
+        for name in ("image_options", "text_options"):
+            options = getattr(self, name)
+            if not isinstance(options, Mapping) or not all(isinstance(key, str) for key in options):
+                raise ValueError(f"{name} is {options!r}: it must map the names of settings to their values")
         for name in ("d_model", "nhead", "dim_feedforward", "num_layers"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)!r}: it must be a whole number >= 1")
@@ -143,7 +147,12 @@ class SparsityConfig:
         return below + (place - low) * (above - below)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values by name, ready for JSON."""
+        """Plain values by name, ready for JSON; a method object is refused, for it has no name there."""
+        for name in ("image_policy", "text_policy"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(
+                    f"{name} is a {type(getattr(self, name)).__name__}: only a method's name can be written"
+                )
         return asdict(self)
 
     @classmethod

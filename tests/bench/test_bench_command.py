@@ -18,6 +18,7 @@ from tests.test_files import BAD_FILES
 from tests.tiny import model as tiny_model
 from tests.tiny import sparsifier as tiny_sparsifier
 
+from dynamic_llava import methods
 from dynamic_llava.bench import PHASES, machine, run
 from dynamic_llava.cli import bench
 from dynamic_llava.cli.usage import Commands
@@ -66,17 +67,16 @@ def test_every_phase(command: Command) -> None:
     assert result["command"].startswith("dynamic-llava bench --model tiny")
     (point,) = result["phases"]["decode"]
     assert (point["batch"], point["prompt_tokens"], point["output_tokens"]) == (1, 22, 8)
-    assert set(point["contenders"]) == {
-        "dense", "static", "preallocated", "learned", "random", "uniform", "fastv", "downsample", "h2o",
-        "streaming",
-    }  # fmt: skip
+    images, outputs = methods.names("image"), methods.names("output")
+    baselines = {"dense", "static", "preallocated", "downsample"}
+    assert set(point["contenders"]) == {*baselines, *images, *outputs}
     learned = point["contenders"]["learned"]
     assert set(learned["speedup"]) == {"dense", "static", "preallocated"}
     assert sum(chunk["steps"] for chunk in learned["chunks"]) == 8
     assert learned["cache_bytes_held"] < point["contenders"]["dense"]["cache_bytes_held"]
     assert learned["bound"] > 1 == point["contenders"]["static"]["bound"]
     without_cache = set(result["phases"]["no-cache"][0]["contenders"])
-    assert without_cache == {"dense", "learned", "random", "uniform", "fastv", "downsample"}
+    assert without_cache == {"dense", "downsample", *images}
     overhead = result["phases"]["overhead"][0]["decode"]["attached, keeps all"]
     assert overhead["kept_output_share"] == 1
     assert result["phases"]["generate"][0]["contenders"]["dense"]["outside"]["min"] > 0

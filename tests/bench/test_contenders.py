@@ -9,6 +9,7 @@ import torch
 from tests.bench.conftest import IMAGE_TOKENS, TEXT_TOKENS, TINY, settings
 from torch import Tensor
 
+from dynamic_llava import methods
 from dynamic_llava.bench import phases
 from dynamic_llava.bench.bounds import Work, weight_bytes
 from dynamic_llava.bench.building import BLOCK, Subject, fill, materialise, skeleton
@@ -45,7 +46,7 @@ def logits_of(contender: Contender, work: Workload) -> Tensor:
     return torch.cat([session.prefill(), *(session.step(number) for number in range(work.output))], dim=1)
 
 
-@pytest.mark.parametrize("name", ["static", "preallocated", "learned", "uniform", "random", "fastv"])
+@pytest.mark.parametrize("name", ["static", "preallocated", *methods.names("image")])
 def test_logits_equal_dense_where_nothing_is_dropped(subject: Subject, work: Workload, name: str) -> None:
     dense = logits_of(stock(subject, "dense"), work)
     same = contender(subject, work, name, image_keep_rate=1.0, text_keep_rate=1.0)

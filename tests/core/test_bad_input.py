@@ -28,7 +28,7 @@ def test_keep_rates_outside_their_range(name: str, rate: float) -> None:
     "settings",
     [
         {"layer": 0},
-        {"image_policy": "best"},
+        {"image_policy": None},
         {"text_policy": ""},
         {"nhead": 0},
         {"d_model": 30, "nhead": 4},

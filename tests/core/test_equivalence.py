@@ -12,6 +12,8 @@ from tests import tiny
 from torch import Tensor
 from transformers import DynamicCache
 
+from dynamic_llava import methods
+
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 STEPS = 64
 COUNTS = st.lists(st.tuples(st.integers(1, 24), st.integers(0, 2)), min_size=2, max_size=5)
@@ -23,7 +25,7 @@ def generate(model: Any, inputs: dict[str, Tensor], steps: int = STEPS, **option
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("policy", ["learned", "random", "uniform", "fastv"])
+@pytest.mark.parametrize("policy", methods.names("image"))
 def test_ragged_batch_equals_each_row_alone(attention: str, policy: str) -> None:
     model, sparsifier = tiny.model(attention), tiny.sparsifier(**tiny.policies(policy))
     sparsifier.attach(model)
@@ -76,7 +78,7 @@ def test_decode_without_cache_equals_cached(attention: str) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("policy", ["learned", "random", "uniform", "fastv"])
+@pytest.mark.parametrize("policy", methods.names("image"))
 def test_teacher_forcing_in_one_pass_equals_step_by_step(policy: str) -> None:
     model, sparsifier = tiny.model(), tiny.sparsifier(**tiny.policies(policy))
     sparsifier.attach(model)

@@ -13,6 +13,8 @@ from torch import Tensor
 from transformers import modeling_flash_attention_utils as stock
 from transformers.utils import import_utils
 
+from dynamic_llava import methods
+
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 STEPS = 16
 
@@ -115,7 +117,7 @@ def test_the_kernels_are_those_here() -> None:
 
 @pytest.mark.parametrize("inputs", INPUTS.values(), ids=INPUTS)
 @pytest.mark.parametrize("use_cache", [True, False])
-@pytest.mark.parametrize("policy", ["learned", "uniform", "fastv", "h2o"])
+@pytest.mark.parametrize("policy", [*methods.names("image"), "h2o"])
 def test_flash_answers_as_sdpa(policy: str, use_cache: bool, inputs: dict[str, Tensor]) -> None:
     if policy == "h2o" and not use_cache:
         pytest.skip("h2o needs a cache")

@@ -21,8 +21,8 @@ from dynamic_llava.core.turns import pack
 from dynamic_llava.core.view import right_align
 from dynamic_llava.costs import flops
 from dynamic_llava.costs.shape import DecoderShape
-from dynamic_llava.methods import LearnedPolicy, RandomPolicy, UniformPolicy
 from dynamic_llava.methods.gumbel import exponential_noise, straight_through
+from dynamic_llava.methods.predictors import image_predictor_flops, text_predictor_flops
 from dynamic_llava.methods.top_k import keep_count, top_k_mask
 
 RATES = st.floats(0.01, 1.0)
@@ -66,28 +66,6 @@ def test_straight_through_samples_the_softmax() -> None:
     assert straight_through(logits, 1.0, exponential_noise).mean().item() == pytest.approx(
         logits[0].softmax(-1)[0].item(), abs=0.01
     )
-
-
-@given(RATES, st.integers(1, 700))
-def test_uniform_is_exact_and_evenly_spaced(rate: float, tokens: int) -> None:
-    keep = UniformPolicy(rate, rate).keep(torch.zeros(1, tokens, 4), torch.arange(tokens)[None])[0]
-    assert abs(int(keep.sum()) - tokens * rate) < 1
-    gaps = keep.nonzero()[:, 0].diff()
-    assert gaps.numel() == 0 or gaps.max() - gaps.min() <= 1
-
-
-def test_random_depends_on_seed_and_index_only() -> None:
-    hidden, ordinal = torch.randn(3, 5000, 4), torch.arange(5000).expand(3, -1)
-    keep = RandomPolicy(0.3, seed=5).keep(hidden, ordinal)
-    assert torch.equal(keep[0], keep[2])
-    assert torch.equal(
-        RandomPolicy(0.3, seed=5).keep(hidden[:1, 70:71], ordinal[:1, 70:71])[0], keep[0, 70:71]
-    )
-    assert keep.float().mean().item() == pytest.approx(0.3, abs=0.03)
-    assert not torch.equal(RandomPolicy(0.3, seed=6).keep(hidden, ordinal), keep)
-    scores = RandomPolicy(0.3, seed=5).score(hidden)
-    assert scores.shape == (3, 5000)
-    assert scores[0].unique().numel() == 5000
 
 
 def test_ordinals_restart_at_each_answer() -> None:
@@ -198,10 +176,10 @@ def test_shape_is_read_from_a_config() -> None:
 def test_predictor_flops_count_its_weights() -> None:
     sparsifier = tiny.sparsifier()
     weights = sum(p.numel() for p in sparsifier.text_predictor.parameters() if p.ndim > 1)
-    assert flops.text_predictor_flops(sparsifier.config, 32) == 2 * weights
+    assert text_predictor_flops(sparsifier.config, 32) == 2 * weights
     weights = sum(p.numel() for p in sparsifier.image_predictor.parameters() if p.ndim > 1)
     attention = 2 * 4 * 10**2 * 16
-    assert flops.image_predictor_flops(sparsifier.config, 32, 10) == 2 * 10 * weights + attention
+    assert image_predictor_flops(sparsifier.config, 32, 10) == 2 * 10 * weights + attention
 
 
 def test_summary_adds_up() -> None:
@@ -222,10 +200,10 @@ def test_summary_adds_up() -> None:
     assert summary["output_tokens_kept"] == sum(int(text.sum()) for text in report.text_kept)
     shape = DecoderShape.from_config(model.config.text_config)
     expected = sum(flops.prefill_flops(shape, n - 20, n - 32, 2) for n in fed)
-    expected += 2 * flops.image_predictor_flops(sparsifier.config, 32, 16)
+    expected += 2 * image_predictor_flops(sparsifier.config, 32, 16)
     assert summary["prefill_flops"] == pytest.approx(expected)
     assert summary["prefill_flops"] < summary["prefill_flops_dense"]
-    steps = 40 * flops.text_predictor_flops(sparsifier.config, 32)
+    steps = 40 * text_predictor_flops(sparsifier.config, 32)
     for row, n in enumerate(fed):
         held = n - 32
         for step in range(20):
@@ -266,12 +244,3 @@ def test_config_is_copied_into_the_report() -> None:
     assert sparsifier.report.config == SparsityConfig(
         image_keep_rate=0.25, d_model=16, nhead=2, dim_feedforward=32
     )
-
-
-def test_confident_scores_keep_their_order() -> None:
-    """In float32, ``log_softmax`` is 0 for every margin above 17."""
-    margin_KI = torch.tensor([[20.0, 60.0, 30.0, 40.0]])
-    policy = LearnedPolicy(
-        lambda _: torch.stack([margin_KI, 0 * margin_KI], -1), None, exponential_noise, 0.0, None
-    )
-    assert policy.score(torch.zeros(1, 4, 8)).argsort().tolist() == [[0, 2, 3, 1]]

@@ -140,7 +140,7 @@ def test_switching_it_on_later_needs_a_predictor() -> None:
     model, sparsifier = tiny.model(), tiny.sparsifier()
     sparsifier.attach(model)
     sparsifier.config.sparsify_prompt = True
-    with pytest.raises(ValueError, match="no prompt predictor"):
+    with pytest.raises(ValueError, match="sparsify_prompt is True, but this sparsifier was made without it"):
         model(**tiny.row(9))
     sparsifier.config.text_policy = "uniform"
     model(**tiny.row(9))

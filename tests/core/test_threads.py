@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 from tests import tiny
 
+from dynamic_llava import methods
 from evidence import threads
 
 
-@pytest.mark.parametrize("policy", ["learned", "uniform", "fastv"])
+@pytest.mark.parametrize("policy", methods.names("image"))
 def test_threads_answer_as_each_call_does_alone(policy: str) -> None:
     """``python -m evidence.threads`` asks the same of 8 threads and 20 calls each."""
     model = tiny.model()

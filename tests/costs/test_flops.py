@@ -14,6 +14,7 @@ from dynamic_llava import SparsityConfig
 from dynamic_llava.costs import compare, flops
 from dynamic_llava.costs.presets import PRESETS, preset
 from dynamic_llava.costs.shape import DecoderShape
+from dynamic_llava.methods.predictors import image_predictor_flops, text_predictor_flops
 from dynamic_llava.methods.top_k import keep_count
 
 RATES = st.floats(0.001, 1.0)
@@ -81,7 +82,7 @@ def test_decoding_of_the_paper_to_the_digit() -> None:
 @pytest.mark.parametrize("name", ["llava-1.5-7b", "llava-1.5-13b"])
 def test_image_predictor_of_the_paper(name: str) -> None:
     """Table 12 prints its cost as + 0.01 TFLOPs."""
-    cost = flops.image_predictor_flops(SparsityConfig(), preset(name).shape.hidden, 576)
+    cost = image_predictor_flops(SparsityConfig(), preset(name).shape.hidden, 576)
     assert round(cost / 1e12, 2) == 0.01
 
 
@@ -122,8 +123,8 @@ def test_steps_add_up(output: int, prompt: int, dropped: int, rate: float) -> No
 
 def test_predictors_are_counted_where_tokens_are_dropped() -> None:
     chosen, config = preset("llava-1.5-7b"), SparsityConfig()
-    image = flops.image_predictor_flops(config, 4096, 576)
-    text = flops.text_predictor_flops(config, 4096)
+    image = image_predictor_flops(config, 4096, 576)
+    text = text_predictor_flops(config, 4096)
     sparse = compare.compare(plan())["dynamic_llava"]
     answering = flops.Answering(chosen.shape, 2, 636, 175, 159, 0.5)
     assert sparse.prefill_flops == flops.prefill_flops(chosen.shape, 636, 175, 2) + image

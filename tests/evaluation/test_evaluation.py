@@ -57,7 +57,7 @@ def test_teacher_forced_loss_equals_token_by_token(
         assert 0.05 < kept.shares()["output_tokens_kept"] < 0.95
 
 
-@pytest.mark.parametrize("policy", ["uniform", "streaming", "h2o"])
+@pytest.mark.parametrize("policy", ["uniform", "streaming", "h2o", "tova"])
 def test_fixed_policies_score_as_they_decode(
     policy: str, model: LlavaForConditionalGeneration, processor: LlavaProcessor
 ) -> None:

@@ -15,10 +15,11 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from dynamic_llava.chat import asking
 from dynamic_llava.chat.prompt import chat_answer, chat_prompt
 from dynamic_llava.costs import flops
+from dynamic_llava.costs.rows import Row
 from dynamic_llava.costs.shape import DecoderShape
 from dynamic_llava.evaluation import evaluate
 from dynamic_llava.evaluation.batches import Kept, answer
-from dynamic_llava.evaluation.costs import Row, costs
+from dynamic_llava.evaluation.descriptions import mean_costs_of
 from dynamic_llava.evaluation.meteor import Meteor
 from dynamic_llava.evaluation.references import references
 
@@ -121,7 +122,7 @@ def test_costs_equal_the_report(
     kept = Kept()
     answer(model, processor, [question], kept, max_new_tokens=40)
     summary = model.sparsifier.report.summary()
-    sparse = costs(model, kept.rows)
+    sparse = mean_costs_of(model, kept.rows)
     assert 0 < summary["output_tokens_kept"] < summary["output_tokens"]
     assert sparse["kv_bytes"] == summary["kv_bytes"]
     assert sparse["decode_tflops"] == pytest.approx(summary["decode_flops"] / 1e12, abs=1e-9)
@@ -131,7 +132,7 @@ def test_costs_equal_the_report(
     with asking.dense(model):
         (row,) = kept.rows
         dense = Row(row.prompt, row.prompt, torch.ones_like(row.kept_T))
-        assert costs(model, [dense])["kv_bytes"] == summary["kv_bytes_dense"]
+        assert mean_costs_of(model, [dense])["kv_bytes"] == summary["kv_bytes_dense"]
 
 
 def test_command(command: Command, checkpoint: Path, pictures: Path, tmp_path: Path) -> None:

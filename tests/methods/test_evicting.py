@@ -1,4 +1,4 @@
-"""h2o and streaming: what is held at every step, and logits as if only that had ever been visible."""
+"""Methods that give up earlier tokens: what is held, and logits as if only that had ever been seen."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from tests import tiny
 from dynamic_llava import Sparsifier, methods
 from dynamic_llava.core.cache import context_of
 from dynamic_llava.core.report import Report
-from dynamic_llava.methods import Held
-from dynamic_llava.methods.evicting import SINKS
+from dynamic_llava.methods import EvictingMethod, Held
 
 STEPS, LAYER = 14, 2
+SINKS = 4
+EVICTING = [
+    name for name in methods.names("output") if issubclass(methods.find("output", name), EvictingMethod)
+]
 
 
 def attached(policy: str, rate: float = 0.5, **settings: Any) -> tuple[Any, Sparsifier]:
@@ -113,19 +116,37 @@ def simulate_h2o(rate: float, reference: Reference) -> list[set[int]]:
     return [*seen, held]
 
 
-@pytest.mark.parametrize("policy", ["streaming", "h2o"])
+def simulate_tova(rate: float, reference: Reference) -> list[set[int]]:
+    """Of a full cache the token goes to which the newest, among them itself, pays least."""
+    held: set[int] = set()
+    seen: list[set[int]] = []
+    for step in range(STEPS):
+        seen.append(set(held))
+        _, weights = reference.run([*seen, *[set(range(t)) for t in range(step + 1, STEPS)]])
+        held.add(step)
+        if len(held) > max(1, math.ceil(rate * (step + 1))):
+            paid = {token: weights[LAYER:, step, reference.prompt + token].sum().item() for token in held}
+            held.remove(min(held, key=lambda token: paid[token]))
+    return [*seen, held]
+
+
+@pytest.mark.parametrize("policy", EVICTING)
 @pytest.mark.parametrize("rate", [0.3, 0.6, 1.0])
 def test_held_tokens_and_logits_are_those_of_the_definition(policy: str, rate: float) -> None:
     inputs = tiny.row(5)
     tokens = torch.randint(4, tiny.VOCABULARY, (1, STEPS), generator=torch.Generator().manual_seed(7))
     reference = Reference(inputs, tokens)
-    seen = simulate_streaming(rate) if policy == "streaming" else simulate_h2o(rate, reference)
+    seen = {
+        "streaming": lambda: simulate_streaming(rate),
+        "h2o": lambda: simulate_h2o(rate, reference),
+        "tova": lambda: simulate_tova(rate, reference),
+    }[policy]()
     logits, held = decoded(*attached(policy, rate), inputs, tokens)
     assert [set(rows[0]) for rows in held] == seen[1:]
     torch.testing.assert_close(logits[0], reference.run(seen[:-1])[0], atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("policy", ["streaming", "h2o"])
+@pytest.mark.parametrize("policy", EVICTING)
 def test_rows_of_a_batch_decide_alone(policy: str) -> None:
     rows = [tiny.row(9, seed=1), tiny.row(3, seed=2)]
     tokens = torch.randint(4, tiny.VOCABULARY, (2, STEPS), generator=torch.Generator().manual_seed(3))
@@ -136,7 +157,7 @@ def test_rows_of_a_batch_decide_alone(policy: str) -> None:
         torch.testing.assert_close(logits[number], alone[0], atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("policy", ["streaming", "h2o"])
+@pytest.mark.parametrize("policy", EVICTING)
 def test_generation_beams_and_chats_hold_no_more_than_the_budget(policy: str) -> None:
     model, sparsifier = attached(policy, 0.25)
     inputs = tiny.batch([tiny.row(4, seed=1), tiny.row(6, seed=2)])
@@ -154,22 +175,28 @@ def test_generation_beams_and_chats_hold_no_more_than_the_budget(policy: str) ->
     assert kept[-8:].sum() == 2
 
 
-@pytest.mark.parametrize("policy", ["streaming", "h2o"])
+@pytest.mark.parametrize("policy", EVICTING)
 def test_other_modes_are_refused(policy: str) -> None:
     model, _ = attached(policy)
     inputs = tiny.row(4)
-    with pytest.raises(ValueError, match=f"{policy}.*K/V cache"):
+    with pytest.raises(ValueError, match=rf"(?i){policy}.*K/V cache"):
         model.generate(**inputs, max_new_tokens=4, use_cache=False)
-    with pytest.raises(ValueError, match=f"{policy}.*K/V cache"):
+    with pytest.raises(ValueError, match=rf"(?i){policy}.*K/V cache"):
         model(**inputs, answer_mask=torch.ones_like(inputs["input_ids"], dtype=torch.bool))
-    with pytest.raises(ValueError, match=f"{policy}.*static"):
+    with pytest.raises(ValueError, match=rf"{policy}.*static"):
         model.generate(**inputs, max_new_tokens=4, cache_implementation="static", disable_compile=True)
 
 
-def test_no_eviction_below_the_budget() -> None:
-    policy = methods.evicting("h2o", 0.5)
-    assert policy is not None
-    ordinal = torch.tensor([[-5, 0, 1, 3]])
-    held = Held(ordinal, torch.tensor([[False, True, False, True]]), torch.tensor([[9.0, 1.0, 5.0, 0.0]]))
-    assert policy.evict(held).tolist() == [-1]
-    assert methods.evicting("uniform", 0.5) is None
+@pytest.mark.parametrize("policy", EVICTING)
+def test_no_eviction_below_the_budget(policy: str) -> None:
+    ordinal_BS, attention_BS = torch.tensor([[-5, 0, 1, 3]]), torch.tensor([[9.0, 1.0, 5.0, 0.0]])
+    held = Held(ordinal_BS, torch.tensor([[False, True, False, True]]), attention_BS, attention_BS)
+    assert methods.output_method(policy, {}).evict(held, 0.5).tolist() == [-1]
+
+
+def test_settings_of_the_methods_change_what_goes() -> None:
+    ordinal_BS, attention_BS = torch.arange(8)[None], torch.tensor([[7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.0]])
+    held = Held(ordinal_BS, torch.ones_like(ordinal_BS, dtype=torch.bool), attention_BS, attention_BS)
+    assert methods.output_method("streaming", {"sinks": 2}).evict(held, 0.5).tolist() == [2]
+    assert methods.output_method("h2o", {"recent": 1.0}).evict(held, 0.5).tolist() == [3]
+    assert methods.output_method("h2o", {}).evict(held, 0.5).tolist() == [5]

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tests import tiny
+from torch import Tensor
+
+from dynamic_llava import methods
+from dynamic_llava.methods import Outputs, Pictures
+from dynamic_llava.methods.top_k import keep_count, top_k_mask
+
+RATES = st.floats(0.01, 1)
 
 PADDED = [tiny.row(4, 1, 0), tiny.row(9, 2, 1)]
 
@@ -69,3 +78,67 @@ def test_fastv_in_one_pass_needs_one_turn_a_row() -> None:
 def test_fastv_is_no_policy_of_output_tokens() -> None:
     with pytest.raises(ValueError, match="text_policy is 'fastv'"):
         tiny.sparsifier(text_policy="fastv")
+
+
+@given(RATES, st.integers(1, 700))
+def test_uniform_is_exact_and_evenly_spaced(rate: float, tokens: int) -> None:
+    outputs = Outputs(torch.zeros(1, tokens, 4), torch.arange(tokens)[None], rate)
+    keep = methods.output_method("uniform", {}).keep(outputs)[0]
+    assert abs(int(keep.sum()) - tokens * rate) < 1
+    gaps = keep.nonzero()[:, 0].diff()
+    assert gaps.numel() == 0 or gaps.max() - gaps.min() <= 1
+
+
+def test_random_depends_on_seed_and_index_only() -> None:
+    hidden, ordinal = torch.randn(3, 5000, 4), torch.arange(5000).expand(3, -1)
+    method = methods.output_method("random", {})
+    keep = method.keep(Outputs(hidden, ordinal, 0.3, seed=5))
+    assert torch.equal(keep[0], keep[2])
+    alone = method.keep(Outputs(hidden[:1, 70:71], ordinal[:1, 70:71], 0.3, seed=5))
+    assert torch.equal(alone[0], keep[0, 70:71])
+    assert keep.float().mean().item() == pytest.approx(0.3, abs=0.03)
+    assert not torch.equal(method.keep(Outputs(hidden, ordinal, 0.3, seed=6)), keep)
+    scores = methods.image_method("random", {}).score(Pictures(hidden, 0.3, seed=5))
+    assert scores.shape == (3, 5000)
+    assert scores[0].unique().numel() == 5000
+
+
+def test_confident_scores_keep_their_order() -> None:
+    """In float32, ``log_softmax`` is 0 for every margin above 17."""
+
+    class Sure(torch.nn.Module):
+        def forward(self, hidden_KIC: Tensor) -> Tensor:
+            margin_KI = torch.tensor([[20.0, 60.0, 30.0, 40.0]])
+            return torch.stack([margin_KI, 0 * margin_KI], -1)
+
+    pictures = Pictures(torch.zeros(1, 4, 8), 0.5, predictor=Sure())
+    assert methods.image_method("learned", {}).score(pictures).argsort().tolist() == [[0, 2, 3, 1]]
+
+
+def chosen(hidden_KIC: Tensor, rate: float) -> Tensor:
+    scores_KI = methods.image_method("divprune", {}).score(Pictures(hidden_KIC, rate))
+    return top_k_mask(scores_KI, keep_count(hidden_KIC.shape[1], rate))
+
+
+@given(st.integers(2, 40), RATES, st.integers(0, 99))
+def test_divprune_is_the_greedy_max_min_choice(tokens: int, rate: float, seed: int) -> None:
+    """Each token that was added is the farthest from those before it, by the definition alone."""
+    hidden_IC = torch.randn(tokens, 5, generator=torch.Generator().manual_seed(seed))
+    unit = hidden_IC.double() / hidden_IC.double().norm(dim=-1, keepdim=True)
+    distance = 1 - unit @ unit.T
+    others = distance + torch.diag(torch.full((tokens,), torch.inf))
+    order = [int(others.amin(0).argmax())]
+    while len(order) < keep_count(tokens, rate):
+        left = [token for token in range(tokens) if token not in order]
+        order.append(max(left, key=lambda token: distance[token, order].min().item()))
+    assert chosen(hidden_IC[None].double(), rate)[0].nonzero().flatten().tolist() == sorted(order)
+
+
+def test_divprune_takes_one_of_each_kind() -> None:
+    """Of four clusters, four tokens are one of each; no ranking of single tokens promises that."""
+    kinds = torch.eye(4).repeat_interleave(6, 0) + 0.01 * torch.randn(24, 4)
+    assert chosen(kinds[None], 4 / 24).view(4, 6).sum(-1).tolist() == [1, 1, 1, 1]
+
+
+def test_divprune_of_equal_tokens_keeps_the_number_asked_for() -> None:
+    assert chosen(torch.ones(2, 10, 3), 0.5).sum(-1).tolist() == [5, 5]

@@ -5,6 +5,6 @@ A B A B, so that noise of the machine hits all alike, on the same tokens.
 """
 
 from dynamic_llava.bench.run import Progress, run
-from dynamic_llava.bench.settings import CONTENDERS, PHASES, Settings
+from dynamic_llava.bench.settings import PHASES, Settings, known_contenders
 
-__all__ = ["CONTENDERS", "PHASES", "Progress", "Settings", "run"]
+__all__ = ["PHASES", "Progress", "Settings", "known_contenders", "run"]

@@ -1,4 +1,4 @@
-"""What a contender must compute and read at least, counted by hand: the bounds of its speed-up.
+"""What a contender must compute and read at least: the bounds of its speed-up.
 
 A prefill is bound by floating-point operations, decoding with a cache by the bytes that each step reads.
 """
@@ -12,7 +12,8 @@ from dynamic_llava.bench.building import size_in_bytes
 from dynamic_llava.bench.contenders import Contender
 from dynamic_llava.bench.workload import Workload
 from dynamic_llava.config import SparsityConfig
-from dynamic_llava.costs.flops import image_predictor_flops, prefill_flops, text_predictor_flops
+from dynamic_llava.costs.decisions import image_decision_flops, output_decision_flops
+from dynamic_llava.costs.flops import Answering, prefill_flops
 from dynamic_llava.costs.shape import DecoderShape
 from dynamic_llava.methods.top_k import keep_count
 
@@ -43,28 +44,30 @@ class Work:
         """FLOPs of the last step without a cache, which computes prompt and answer anew."""
         tokens, output = self.work.prompt + self.work.output, self.work.output
         flops = self._pass_flops(tokens, self._prompt_kept + self.kept_share * output)
-        if self._decides_on_text:
-            flops += self.work.batch * output * text_predictor_flops(self._config, self._shape.hidden)
-        return flops
+        return flops + self.work.batch * output * output_decision_flops(self._config, self._shape.hidden)
 
     def decode_bytes(self, first: int, last: int) -> float:
         """Bytes that decoding output tokens ``first`` to ``last`` reads, mean of a step.
 
         The weights, and keys and values of the context with the token itself.
         """
-        one = self.work.batch * self._shape.kv_bytes_per_token(self.contender.model.dtype.itemsize)
-        before = (first + last) / 2  # output tokens, mean
-        split = self._config.layer
-        dense = split * (self.work.prompt + before + 1)
-        sparse = (self._shape.layers - split) * (self._prompt_kept + self.kept_share * before + 1)
-        return weight_bytes(self.contender.model) + self._predictor_bytes + one * (dense + sparse)
+        answering = Answering(
+            self._shape,
+            self._config.layer,
+            self.work.prompt,
+            self._prompt_kept,
+            self.work.output,
+            self.kept_share,
+        )
+        model = self.contender.model
+        read = answering.kv_bytes_read(first, last, model.dtype.itemsize)
+        return weight_bytes(model) + self._predictor_bytes + self.work.batch * read
 
     def _pass_flops(self, tokens: float, kept: float) -> float:
         text = self.contender.model.config.text_config
         flops = prefill_flops(self._shape, tokens, kept, self._config.layer)
         flops += 2 * self._shape.hidden * text.vocab_size
-        if self._config.image_policy == "learned" and self._image_kept < self.work.image_tokens:
-            flops += image_predictor_flops(self._config, self._shape.hidden, self.work.image_tokens)
+        flops += image_decision_flops(self._config, self._shape.hidden, self.work.image_tokens)
         return self.work.batch * flops
 
     @property
@@ -79,22 +82,15 @@ class Work:
         return self.contender.shape
 
     @property
-    def _image_kept(self) -> int:
-        tokens = self.work.image_tokens
-        return keep_count(tokens, self._config.image_keep_rate) if self._config.sparsify_image else tokens
-
-    @property
     def _prompt_kept(self) -> int:
-        return self.work.prompt - self.work.image_tokens + self._image_kept
-
-    @property
-    def _decides_on_text(self) -> bool:
-        return self._config.sparsify_text and self._config.text_policy == "learned"
+        tokens, config = self.work.image_tokens, self._config
+        kept = keep_count(tokens, config.image_keep_rate) if config.sparsify_image else tokens
+        return self.work.prompt - tokens + kept
 
     @property
     def _predictor_bytes(self) -> int:
         sparsifier = self.contender.sparsifier
-        if sparsifier is None or not self._decides_on_text:
+        if sparsifier is None or sparsifier.text_predictor is None or not sparsifier.config.sparsify_text:
             return 0
         return size_in_bytes(sparsifier.text_predictor.parameters())
 

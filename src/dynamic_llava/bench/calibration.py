@@ -5,7 +5,7 @@ Legend: B batch, T output tokens.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,8 @@ def keep_share(model: Any, sparsifier: Sparsifier, sample: Workload) -> None:
         seen.append(logits_BT2)
         raise _SeenEnough
 
-    handle = sparsifier.text_predictor.register_forward_hook(see)
+    predictor: Any = sparsifier.text_predictor
+    handle = predictor.register_forward_hook(see)
     try:
         state = sparsifier.new_prompt(sample.prompt)
         model(**sample.all_inputs(), past_key_values=state, use_cache=False)
@@ -43,4 +44,4 @@ def keep_share(model: Any, sparsifier: Sparsifier, sample: Workload) -> None:
     margin_BT = keep_BT - drop_BT
     rate = sparsifier.config.text_keep_rate
     threshold = margin_BT.quantile(1 - rate) if rate < 1 else margin_BT.min() - 100  # far below: all stay
-    cast(nn.Linear, sparsifier.text_predictor.output_mlp[-1]).bias[0] -= threshold
+    predictor.output_mlp[-1].bias[0] -= threshold

@@ -60,10 +60,9 @@ class Contender:
 
     def calibrate(self, work: Workload) -> None:
         """Make a learned decision on output tokens keep the share of ``work`` that it is asked for."""
-        if self.sparsifier is None:
+        if self.sparsifier is None or not self.sparsifier.config.sparsify_text:
             return
-        config = self.sparsifier.config
-        if config.sparsify_text and config.text_policy == "learned":
+        if self.sparsifier.text_method.has_dial:
             keep_share(self.model, self.sparsifier, work)
 
     def new_cache(self, capacity: int, compiled: bool) -> Cache:
@@ -90,7 +89,8 @@ def attached(
     """
     sparsifier = Sparsifier(config, subject.model.config.text_config.hidden_size).eval()
     if subject.trained:
-        sparsifier.load_state_dict(dict(subject.trained))
+        made = sparsifier.state_dict().keys()
+        sparsifier.load_state_dict({name: subject.trained[name] for name in made})
     else:  # wide, so that decisions are mixed; vectors keep their initial values
         fill((weight for weight in sparsifier.parameters() if weight.ndim > 1), config.seed, scale=2.0)
     model = shell(subject.model)

@@ -17,7 +17,7 @@ from dynamic_llava.bench.building import (
     skeleton,
 )
 from dynamic_llava.bench.contenders import Contender, attached, stock
-from dynamic_llava.bench.settings import BASELINES, DOWNSAMPLE, LEFT_OUT, Settings
+from dynamic_llava.bench.settings import BASELINES, DOWNSAMPLE, Settings, left_out
 from dynamic_llava.bench.timing import Tick
 from dynamic_llava.bench.workload import Workload, draw
 from dynamic_llava.costs.presets import PRESETS
@@ -105,7 +105,7 @@ class _Bench:
                 "prefill": self._prefill(f"{phase}, prefill", overhead, batch),
                 "decode": self._decode(f"{phase}, decode", overhead, batch, output),
             }
-        contenders = [contender for contender in contenders if contender.name not in LEFT_OUT[phase]]
+        contenders = [contender for contender in contenders if contender.name not in left_out(phase)]
         work, repeats = self._work(contenders, batch, output), self.settings.repeats
         tick = self.progress(f"{phase}, batch {batch}", repeats * len(contenders))
         if phase == "generate":

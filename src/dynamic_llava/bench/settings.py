@@ -8,16 +8,15 @@ from typing import Any
 
 import torch
 
-from dynamic_llava.config import IMAGE_POLICIES, TEXT_POLICIES, SparsityConfig
+from dynamic_llava import methods
+from dynamic_llava.config import SparsityConfig
 from dynamic_llava.costs.presets import PRESETS
-from dynamic_llava.methods import EVICTING
 
 PHASES = ("prefill", "decode", "no-cache", "overhead", "generate")
 BASELINES = ("dense", "static", "preallocated")
 PREALLOCATING = {"static", "preallocated"}  # their caches are all that sets them apart
-LEFT_OUT = {"generate": PREALLOCATING, "no-cache": PREALLOCATING | set(EVICTING)}
 DOWNSAMPLE = "downsample"
-CONTENDERS = (*BASELINES, *dict.fromkeys((*IMAGE_POLICIES, DOWNSAMPLE, *TEXT_POLICIES)))
+IDLE = "uniform"  # where a contender drops no tokens of a kind: a method without a predictor
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -32,9 +31,9 @@ class Settings:
     phases
         Some of :data:`PHASES`.
     contenders
-        Some of :data:`CONTENDERS`. ``dense``: stock transformers with its growing cache; ``static``: with its
-        preallocated one; ``preallocated``: nothing dropped, in this library's cache; ``downsample``: the same
-        with smaller pictures; the others are policies.
+        Some of :func:`known_contenders`. ``dense``: stock transformers with its growing cache; ``static``:
+        with its preallocated one; ``preallocated``: nothing dropped, in this library's cache;
+        ``downsample``: the same with smaller pictures; the others are policies.
     batches, output_tokens
         Rows, and tokens of the answer, to measure with: every batch with every answer.
     text_tokens
@@ -77,14 +76,14 @@ class Settings:
     def __post_init__(self) -> None:
         for option, given, known in (
             ("--phase", self.phases, PHASES),
-            ("--policies", self.contenders, CONTENDERS),
+            ("--policies", self.contenders, known_contenders()),
         ):
             if unknown := [name for name in given if name not in known]:
                 raise ValueError(f"{option} has {unknown[0]!r}: choose from {', '.join(known)}")
             if not given:
                 raise ValueError(f"{option} is empty: choose from {', '.join(known)}")
         for phase in self.phases:
-            if not set(self.contenders) - LEFT_OUT.get(phase, set()):
+            if not set(self.contenders) - left_out(phase):
                 raise ValueError(
                     f"--phase {phase} uses no preallocated cache: add dense or a policy to --policies"
                 )
@@ -129,15 +128,34 @@ class Settings:
         Where a policy does not decide on output tokens (FastV), they all stay. Downsampling drops nothing:
         its pictures have fewer tokens to begin with.
         """
-        drops_text = contender in TEXT_POLICIES
+        drops_image, drops_text = (contender in methods.names(kind) for kind in ("image", "output"))
         return SparsityConfig(
             layer=self.layer,
-            image_policy=contender if contender in IMAGE_POLICIES else "learned",
-            text_policy=contender if drops_text else "learned",
+            image_policy=contender if drops_image else IDLE,
+            text_policy=contender if drops_text else IDLE,
             image_keep_rate=self.image_keep_rate,
             text_keep_rate=self.text_keep_rate,
-            sparsify_image=contender in IMAGE_POLICIES,
+            sparsify_image=drops_image,
             sparsify_text=drops_text,
             seed=self.seed,
             **predictor,
         )
+
+
+def known_contenders() -> tuple[str, ...]:
+    """Return the names of all contenders: baselines, and every method there is."""
+    return (*BASELINES, *dict.fromkeys((*methods.names("image"), DOWNSAMPLE, *methods.names("output"))))
+
+
+def left_out(phase: str) -> set[str]:
+    """Return the contenders that a phase does not measure."""
+    if phase == "generate":
+        return PREALLOCATING
+    if phase != "no-cache":
+        return set()
+    from dynamic_llava.methods.base import EvictingMethod
+
+    evicting = {
+        name for name in methods.names("output") if issubclass(methods.find("output", name), EvictingMethod)
+    }
+    return PREALLOCATING | evicting

@@ -89,7 +89,7 @@ def command(
     from dynamic_llava.bench.tables import remarks, tables
 
     phases = _names(phase or ["prefill", "decode"])
-    names = _names(policies or bench.CONTENDERS)
+    names = _names(policies or bench.known_contenders())
     settings = bench.Settings(
         model=model,
         phases=phases,

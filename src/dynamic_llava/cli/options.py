@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dynamic_llava.config import IMAGE_POLICIES, TEXT_POLICIES
+from dynamic_llava import methods
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -34,8 +34,12 @@ OtherImageKeepRate = Annotated[
 OtherTextKeepRate = Annotated[
     float | None, typer.Option("--text-keep-rate", help="Kept output tokens / all; default: as trained.")
 ]
-ImagePolicy = Annotated[str | None, typer.Option(help=f"What drops image tokens: {_listed(IMAGE_POLICIES)}.")]
-TextPolicy = Annotated[str | None, typer.Option(help=f"What drops output tokens: {_listed(TEXT_POLICIES)}.")]
+ImagePolicy = Annotated[
+    str | None, typer.Option(help=f"What drops image tokens: {_listed(methods.names('image'))}.")
+]
+TextPolicy = Annotated[
+    str | None, typer.Option(help=f"What drops output tokens: {_listed(methods.names('output'))}.")
+]
 Downsample = Annotated[
     float | None,
     typer.Option(help="Smaller pictures, the baseline: at most this share of the image tokens."),

@@ -17,13 +17,21 @@ from dynamic_llava.config import SparsityConfig
 from dynamic_llava.core.record import Record
 from dynamic_llava.core.report import Report
 from dynamic_llava.core.sampled import Sampled
+from dynamic_llava.methods.base import (
+    EvictingMethod,
+    ImageMethod,
+    Method,
+    OutputMethod,
+    Outputs,
+    Pictures,
+    TrainRates,
+)
 from dynamic_llava.methods.gumbel import exponential_noise
-from dynamic_llava.methods.predictors import ImagePredictor, TextPredictor
 from dynamic_llava.methods.top_k import keep_count, top_k_mask
 
 
 class Decisions(nn.Module):
-    """The predictors and the policies that use them or do without.
+    """The methods that decide, and the predictors of those that need one.
 
     Parameters
     ----------
@@ -35,30 +43,71 @@ class Decisions(nn.Module):
     Attributes
     ----------
     train_rates
-        Keep rates that the learned policy's training samples at; None leaves them to :meth:`ratio_loss`.
+        Keep rates that training samples at; None leaves them to :meth:`ratio_loss`.
     noise
         Draws the Exp(1) noise of training in the shape of logits; in a pass first for output tokens, then for
         prompt tokens (both aligned to the right), then for image tokens.
+    image_predictor, text_predictor, prompt_predictor
+        Networks of the methods that need one, else None; the third, of prompt tokens, only where
+        ``sparsify_prompt`` is set at the start.
     """
+
+    _image: tuple[Any, dict[str, Any]]
+    _text: tuple[Any, dict[str, Any]]
+    image_predictor: nn.Module | None
+    text_predictor: nn.Module | None
+    prompt_predictor: nn.Module | None
 
     def __init__(self, config: SparsityConfig, hidden_size: int) -> None:
         super().__init__()
         self.config = config
         self.hidden_size = hidden_size
         self.tau = 1.0
-        self.train_rates: methods.TrainRates | None = None
+        self.train_rates: TrainRates | None = None
         self.noise: Callable[[Tensor], Tensor] = exponential_noise
         self._last = threading.local()
-        self.image_predictor = ImagePredictor(
-            hidden_size, config.d_model, config.nhead, config.dim_feedforward, config.num_layers
-        )
-        self.text_predictor = TextPredictor(hidden_size, config.d_model)
+        self._image = self._text = ("", {})
+        self.image_predictor = _new_predictor(self.image_method, config, hidden_size)
+        self.text_predictor = _new_predictor(self.text_method, config, hidden_size)
         self.make_prompt_predictor(config.sparsify_prompt)
 
     def make_prompt_predictor(self, wanted: bool) -> None:
         """Have a third predictor, of prompt tokens, or none; ``sparsify_prompt`` at the start decides."""
-        hidden_size, width = self.hidden_size, self.config.d_model
-        self.prompt_predictor = TextPredictor(hidden_size, width) if wanted else None
+        made = _new_predictor(self.text_method, self.config, self.hidden_size) if wanted else None
+        self.prompt_predictor = made
+
+    @property
+    def image_method(self) -> ImageMethod:
+        """What ranks image tokens; made anew where the config asks for another one."""
+        config = self.config
+        if self._image != (config.image_policy, config.image_options):
+            self._image = config.image_policy, dict(config.image_options)
+            self._image_method = methods.image_method(*self._image)
+        return self._image_method
+
+    @property
+    def text_method(self) -> OutputMethod:
+        """What decides on output tokens, and on prompt tokens under ``sparsify_prompt``."""
+        config = self.config
+        if self._text != (config.text_policy, config.text_options):
+            self._text = config.text_policy, dict(config.text_options)
+            self._text_method = methods.output_method(*self._text)
+        return self._text_method
+
+    def check_methods(self) -> None:
+        """Raise ``ValueError`` if a method of the config is unknown, or lacks its predictor."""
+        image, text = self.image_method, self.text_method
+        for setting, method, predictor in (
+            ("image_policy", image, self.image_predictor),
+            ("text_policy", text, self.text_predictor),
+            ("sparsify_prompt", text if self.config.sparsify_prompt else None, self.prompt_predictor),
+        ):
+            if method is not None and method.needs_predictor and predictor is None:
+                value = getattr(self.config, setting)
+                raise ValueError(
+                    f"{setting} is {value!r}, but this sparsifier was made without it and has no predictor "
+                    f"for it: make a Sparsifier with {setting}={value!r}, or load one that was trained so"
+                )
 
     def keep_image_tokens(
         self, hidden_BNC: Tensor, pictures: Sequence[Tensor], attention: Sequence[Tensor]
@@ -89,7 +138,7 @@ class Decisions(nn.Module):
             if not self.drops_image_tokens(tokens):
                 continue
             hidden_KIC = hidden_BNC.flatten(0, 1)[torch.stack([pictures[k] for k in group])]
-            scores_KI = self.image_method(attention_to(group, attention), self.noise).score(hidden_KIC)
+            scores_KI = self.image_method.score(self.pictures(hidden_KIC, attention_to(group, attention)))
             kept_KI = top_k_mask(scores_KI, keep_count(tokens, self.config.image_keep_rate))
             for number, kept_I, scores_I in zip(group, kept_KI, scores_KI, strict=True):
                 decided[number] = (kept_I, scores_I)
@@ -102,17 +151,32 @@ class Decisions(nn.Module):
     @property
     def reads_attention(self) -> bool:
         """Whether image tokens are ranked by the attention that the last dense layer pays them."""
-        return self.config.sparsify_image and methods.reads_attention(self.config.image_policy)
+        return self.config.sparsify_image and self.image_method.reads_attention
 
     @property
-    def evicting(self) -> methods.EvictingPolicy | None:
-        """The policy of output tokens if it gives up earlier ones, else None."""
-        config = self.config
-        return methods.evicting(config.text_policy, config.text_keep_rate) if config.sparsify_text else None
+    def evicting(self) -> EvictingMethod | None:
+        """The method of output tokens if it gives up earlier ones, else None."""
+        method = self.text_method if self.config.sparsify_text else None
+        return method if isinstance(method, EvictingMethod) else None
 
     def keep_text_tokens(self, hidden_BNC: Tensor, ordinal_BN: Tensor) -> Tensor:
         """Return the bool decision ``[B, N]`` on output tokens, given their index within their answer."""
-        return self.text_method(self.noise).keep(hidden_BNC, ordinal_BN)
+        return self.text_method.keep(self.outputs(hidden_BNC, ordinal_BN))
+
+    def pictures(self, hidden_KIC: Tensor, attention_KI: Tensor | None) -> Pictures:
+        """Return pictures as their method is asked about them."""
+        config = self.config
+        return Pictures(hidden_KIC, config.image_keep_rate, config.seed, self.image_predictor, attention_KI)
+
+    def outputs(self, hidden_BNC: Tensor, ordinal_BN: Tensor) -> Outputs:
+        """Return output tokens as their method is asked about them."""
+        rate, seed, threshold = self.config.text_keep_rate, self.config.seed, self.config.text_threshold
+        return Outputs(hidden_BNC, ordinal_BN, rate, seed, self.text_predictor, threshold)
+
+    def questions(self, hidden_BNC: Tensor, ordinal_BN: Tensor) -> Outputs:
+        """Return prompt tokens as the method of output tokens is asked about them."""
+        rate, seed = self.config.prompt_keep_rate, self.config.seed
+        return Outputs(hidden_BNC, ordinal_BN, rate, seed, self.prompt_predictor)
 
     def ratio_loss(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the image, text and prompt penalty of this thread's last training pass.
@@ -154,23 +218,9 @@ class Decisions(nn.Module):
         super().__setstate__(state)
         self._last = threading.local()
 
-    def image_method(self, attention_KI: Tensor | None, noise: Callable[[Tensor], Tensor]) -> methods.Policy:
-        """Return what ranks image tokens, by ``attention_KI`` where it :attr:`reads_attention`."""
-        return self._build(self.config.image_policy, self.text_predictor, noise, attention_KI)
 
-    def text_method(self, noise: Callable[[Tensor], Tensor]) -> methods.Policy:
-        """Return what decides on output tokens."""
-        return self._build(self.config.text_policy, self.text_predictor, noise)
-
-    def _build(
-        self,
-        name: str,
-        predictor: TextPredictor,
-        noise: Callable[[Tensor], Tensor],
-        attention_KI: Tensor | None = None,
-    ) -> methods.Policy:
-        rates, config = self.train_rates, self.config
-        return methods.build(name, config, self.image_predictor, predictor, noise, rates, attention_KI)
+def _new_predictor(method: Method, config: SparsityConfig, hidden_size: int) -> nn.Module | None:
+    return method.new_predictor(config, hidden_size) if method.needs_predictor else None
 
 
 def same_size(pictures: Sequence[Tensor]) -> list[list[int]]:

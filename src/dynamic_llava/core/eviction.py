@@ -17,7 +17,7 @@ from dynamic_llava.core.masks import seen_by
 from dynamic_llava.core.passes.base import Given
 from dynamic_llava.core.passes.decode import DecodePass
 from dynamic_llava.core.view import MASK
-from dynamic_llava.methods import EvictingPolicy, Held
+from dynamic_llava.methods.base import EvictingMethod, Held
 
 
 class EvictingPass(DecodePass):
@@ -27,11 +27,12 @@ class EvictingPass(DecodePass):
 
     def __init__(self, decisions: Decisions, context: Context, given: Given, is_flash: bool) -> None:
         super().__init__(decisions, context, given, is_flash)
-        self.policy = cast(EvictingPolicy, decisions.evicting)
+        self.method = cast(EvictingMethod, decisions.evicting)
         self.probe: Probe | None = None
         if context.slots.is_static:
             raise ValueError(
-                f"text_policy {self.policy.name!r} gives up earlier tokens, which a static cache cannot: "
+                f"text_policy {decisions.config.text_policy!r} gives up earlier tokens, which a static "
+                "cache cannot: "
                 "leave out cache_implementation='static'"
             )
 
@@ -49,7 +50,7 @@ class EvictingPass(DecodePass):
         return args, kwargs | {"probe": self.probe}
 
     def settle(self) -> None:
-        """Give up the token that the policy names, and let the new one take its slot."""
+        """Give up the token that the method names, and let the new one take its slot."""
         context, slots = self.context, self.context.slots
         weights_BS = cast(Tensor, cast(Probe, self.probe).weights_BS)
         slots_B1 = cast(Tensor, slots.slots_BQ)
@@ -63,7 +64,8 @@ class EvictingPass(DecodePass):
         context.mass_BS[:, : weights_BS.shape[1]] = mass_BS
         column_BS, is_held_BS = slots.seen(None)
         ordinal_BS = column_BS - slots.answer_start
-        victim_B = self.policy.evict(Held(ordinal_BS, is_held_BS & (ordinal_BS >= 0), mass_BS))
+        held = Held(ordinal_BS, is_held_BS & (ordinal_BS >= 0), mass_BS, weights_BS)
+        victim_B = self.method.evict(held, self.decisions.config.text_keep_rate)
         target_B1 = torch.where(victim_B < 0, slots_B1[:, 0], victim_B)[:, None]
         for layer in context.layers:
             _move(layer, slots_B1, target_B1)

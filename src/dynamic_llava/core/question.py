@@ -5,37 +5,20 @@ Legend: B batch, N tokens, K pictures, I image tokens, C channels.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from dynamic_llava import methods
 from dynamic_llava.core.decisions import Decisions
 from dynamic_llava.core.record import Record
 from dynamic_llava.core.spans import ordinals
 
 
-def prompt_method(decisions: Decisions, noise: Callable[[Tensor], Tensor]) -> methods.Policy:
-    """Return what decides on prompt tokens: the text policy at their rate, with the third predictor."""
-    name, predictor = decisions.config.text_policy, decisions.prompt_predictor
-    if predictor is None and name == "learned":
-        raise ValueError(
-            "sparsify_prompt is True, but this sparsifier was made without it and has no prompt predictor"
-        )
-    config = dataclasses.replace(
-        decisions.config, text_keep_rate=decisions.config.prompt_keep_rate, text_margins=()
-    )
-    return methods.build(
-        name, config, decisions.image_predictor, predictor or decisions.text_predictor, noise
-    )
-
-
 def keep_question(decisions: Decisions, record: Record, hidden_BNC: Tensor, droppable_BN: Tensor) -> Tensor:
     """Decide on those prompt tokens that may be dropped; return a bool ``[B, N]``."""
-    method = prompt_method(decisions, decisions.noise)
-    kept_BN = method.keep(hidden_BNC, ordinals(droppable_BN)) | ~droppable_BN
+    asked = decisions.questions(hidden_BNC, ordinals(droppable_BN))
+    kept_BN = decisions.text_method.keep(asked) | ~droppable_BN
     record.add_prompt(kept_BN, droppable_BN)
     return kept_BN
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dynamic_llava import methods
 from dynamic_llava.config import SparsityConfig
-from dynamic_llava.costs.flops import image_predictor_flops, text_predictor_flops
+from dynamic_llava.costs.decisions import image_decision_flops, output_decision_flops, text_decision_flops
 from dynamic_llava.costs.shape import DecoderShape
 from dynamic_llava.costs.step import Step
 
@@ -37,7 +37,7 @@ def answer_flops(
     has_cache
         Whether a step sees what earlier ones left.
     """
-    sparse, dense = _predictor_flops(config, shape, steps, answers), 0.0
+    sparse, dense = _decision_flops(config, shape.hidden, steps, answers), 0.0
     for row in range(len(steps[0].dense_B) if steps else 0):
         sparse_layer, dense_layer = _layer_flops(config, shape, steps, answers, has_cache, row)
         dense += shape.layers * dense_layer
@@ -46,19 +46,39 @@ def answer_flops(
     return sparse, dense
 
 
-def _predictor_flops(
-    config: SparsityConfig, shape: DecoderShape, steps: Sequence[Step], answers: Sequence[Tensor]
+def decode_layer_flops(
+    config: SparsityConfig, shape: DecoderShape, kept_T: Tensor, past: int, held: int
+) -> tuple[float, float]:
+    """Return the FLOPs of decoding an answer with a cache in one sparse and in one dense layer.
+
+    Parameters
+    ----------
+    config, shape
+        What is dropped, and by which decoder.
+    kept_T
+        Which of its tokens are held at its end, bool; a token sees itself whether it stays or not.
+    past, held
+        Tokens before it that the dense layer and the sparse layer hold.
+    """
+    tokens = len(kept_T)
+    if tokens == 0:
+        return 0.0, 0.0
+    before_T = kept_T.long().cumsum(0) - kept_T.long()
+    if config.sparsify_text:
+        method = methods.output_method(config.text_policy, config.text_options)
+        before_T = method.held_before(kept_T, config.text_keep_rate)
+    sparse = shape.layer_flops(tokens, held + before_T.double().mean().item() + 1)
+    return sparse, shape.layer_flops(tokens, past + (tokens + 1) / 2)
+
+
+def _decision_flops(
+    config: SparsityConfig, hidden_size: int, steps: Sequence[Step], answers: Sequence[Tensor]
 ) -> float:
-    total = 0.0
-    if config.image_policy == "learned":
-        sizes = [size for step in steps for size in step.scored]
-        total += sum(image_predictor_flops(config, shape.hidden, size) for size in sizes)
-    if config.text_policy == "learned":
-        judged = sum(step.judged for step in steps)
-        if config.sparsify_text:
-            judged += sum(kept_BT.numel() for kept_BT in answers)
-        total += judged * text_predictor_flops(config, shape.hidden)
-    return total
+    sizes = [size for step in steps for size in step.scored]
+    scoring = sum(image_decision_flops(config, hidden_size, size) for size in sizes)
+    judging = sum(step.judged for step in steps) * text_decision_flops(config, hidden_size)
+    fed_back = sum(kept_BT.numel() for kept_BT in answers)
+    return scoring + judging + fed_back * output_decision_flops(config, hidden_size)
 
 
 def _layer_flops(
@@ -79,9 +99,8 @@ def _layer_flops(
         if not has_cache:
             continue
         past, held = past + queries, held + int(step.held_B[row])
-        if kept_BT is not None and (tokens := kept_BT.shape[1]):
-            seen = held + methods.held_before(config, kept_BT[row]).double().mean().item() + 1
-            dense += shape.layer_flops(tokens, past + (tokens + 1) / 2)
-            sparse += shape.layer_flops(tokens, seen)
-            past, held = past + tokens, held + int(kept_BT[row].sum())
+        if kept_BT is not None:
+            sparse_answer, dense_answer = decode_layer_flops(config, shape, kept_BT[row], past, held)
+            sparse, dense = sparse + sparse_answer, dense + dense_answer
+            past, held = past + kept_BT.shape[1], held + int(kept_BT[row].sum())
     return sparse, dense

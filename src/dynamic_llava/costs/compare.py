@@ -6,14 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dynamic_llava.config import SparsityConfig
-from dynamic_llava.costs.flops import (
-    Answering,
-    image_predictor_flops,
-    paper_flops,
-    prefill_flops,
-    text_predictor_flops,
-)
+from dynamic_llava.costs.flops import Answering, paper_flops, prefill_flops
 from dynamic_llava.costs.presets import preset
+from dynamic_llava.methods.predictors import image_predictor_flops, text_predictor_flops
 from dynamic_llava.methods.top_k import keep_count
 
 FLOAT16 = 2  # bytes

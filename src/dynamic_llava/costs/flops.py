@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dynamic_llava.config import SparsityConfig
 from dynamic_llava.costs.shape import DecoderShape
 
 FLOP_UNITS = {"PFLOPs": 1e15, "TFLOPs": 1e12, "GFLOPs": 1e9, "MFLOPs": 1e6}
@@ -84,6 +83,15 @@ class Answering:
         )
         return held * self.shape.kv_bytes_per_token(element_size)
 
+    def kv_bytes_read(self, first: int, last: int, element_size: int) -> float:
+        """Bytes of keys and values that decoding output tokens ``first`` to ``last`` reads, mean of a step.
+
+        Each step reads the token itself, too.
+        """
+        before = (first + last) / 2  # output tokens, mean
+        dense, sparse = self.prompt + before, self.prompt_kept + self.output_keep_rate * before
+        return self._over_layers(dense + 1, sparse + 1) * self.shape.kv_bytes_per_token(element_size)
+
     def _over_layers(self, dense: float, sparse: float) -> float:
         return self.layer * dense + (self.shape.layers - self.layer) * sparse
 
@@ -91,20 +99,3 @@ class Answering:
 def flop_unit(flops: float) -> str:
     """Return the largest of `FLOP_UNITS` of which there is at least one."""
     return next((unit for unit, size in FLOP_UNITS.items() if flops >= size), "MFLOPs")
-
-
-def image_predictor_flops(config: SparsityConfig, hidden: int, tokens: float) -> float:
-    """FLOPs of scoring the ``tokens`` image tokens of one picture."""
-    width = config.d_model
-    block = 2 * tokens * (4 * width**2 + 2 * width * config.dim_feedforward) + 4 * tokens**2 * width
-    return 2 * tokens * (hidden * width + _head(width)) + config.num_layers * block
-
-
-def text_predictor_flops(config: SparsityConfig, hidden: int) -> float:
-    """FLOPs of the decision on one output token."""
-    return 2 * (hidden * config.d_model + _head(config.d_model))
-
-
-def _head(width: int) -> float:
-    """Multiplications of the MLP that ends in two logits."""
-    return width * width / 2 + width * width / 8 + width / 2

@@ -16,7 +16,7 @@ from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from dynamic_llava.chat.asking import encode, greedy, report_of
 from dynamic_llava.chat.prompt import chat_prompt
-from dynamic_llava.evaluation.costs import Row
+from dynamic_llava.costs.rows import Row
 from dynamic_llava.evaluation.tasks import Question
 
 

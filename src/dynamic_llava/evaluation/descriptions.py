@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
-from dynamic_llava.chat.asking import dense
+from dynamic_llava.chat.asking import dense, report_of
+from dynamic_llava.costs.rows import Row, mean_costs
+from dynamic_llava.costs.shape import DecoderShape
 from dynamic_llava.evaluation.batches import Kept, answer, batches
-from dynamic_llava.evaluation.costs import costs
 from dynamic_llava.evaluation.intervals import accuracy
 from dynamic_llava.evaluation.meteor import Meteor
 from dynamic_llava.evaluation.scoring import score
@@ -130,7 +131,7 @@ def measure_setting(
             texts = answer(model, processor, asked, generated, max_new_tokens)
             meteors += [meteor(text, question.answer) for text, question in zip(texts, asked, strict=True)]
             right += sum(text == question.answer.strip() for text, question in zip(texts, asked, strict=True))
-        generated_costs, scored_costs = costs(model, generated.rows), costs(model, scored.rows)
+        generated_costs, scored_costs = (mean_costs_of(model, kept.rows) for kept in (generated, scored))
     loss, length = torch.cat(losses), torch.cat(lengths)
     return {
         "perplexity": round((loss / length).exp().mean().item(), 5),
@@ -146,6 +147,13 @@ def measure_setting(
         **generated_costs,
         "teacher_forced_costs": scored_costs,
     }
+
+
+def mean_costs_of(model: PreTrainedModel, rows: Sequence[Row]) -> dict[str, float]:
+    """Return what ``rows`` cost the model as it stands, dense or sparse."""
+    report = report_of(model)
+    shape = DecoderShape.from_config(model.config.get_text_config())
+    return mean_costs(None if report is None else report.config, shape, model.dtype.itemsize, rows)
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from dynamic_llava.evaluation.batches import Kept
 from dynamic_llava.sparsifier import Sparsifier
 
 MAX_NEW_TOKENS = 1024
+IDLE = "uniform"  # for tokens that stay: a method without a predictor
 DEFAULT_STOP = "\n\n"
 """lmms-eval's few-shot delimiter, the stop string of every task that names none: it would end an answer after
 its first paragraph."""
@@ -190,13 +191,15 @@ class DynamicLlava(lmms):
 def _baseline(changes: dict[str, Any], hidden_size: int) -> Sparsifier:
     """Return a sparsifier whose policies need no training; tokens without a policy stay."""
     policies = {kind: changes.get(f"{kind}_policy") for kind in ("image", "text")}
-    if "learned" in policies.values() or not any(policies.values()):
+    drops = {f"sparsify_{kind}": policy is not None for kind, policy in policies.items()}
+    named = {f"{kind}_policy": policy or IDLE for kind, policy in policies.items()}
+    sparsifier = Sparsifier(SparsityConfig(**drops | changes | named), hidden_size)
+    if not any(policies.values()) or any(True for _ in sparsifier.parameters()):
         raise ValueError(
             f"{', '.join(changes)}: the checkpoint has no trained sparsifier; leave them out, or name "
             "policies that need none, such as image_policy=fastv"
         )
-    drops = {f"sparsify_{kind}": policy is not None for kind, policy in policies.items()}
-    return Sparsifier(SparsityConfig(**drops | changes), hidden_size)
+    return sparsifier
 
 
 def _prompt(context: str, pictures: int) -> str:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dynamic_llava.config import SparsityConfig
+
 
 class Attention(nn.Module):
     """Bidirectional self-attention with a fused qkv projection without bias."""
@@ -119,3 +121,20 @@ class TextPredictor(nn.Module):
     def forward(self, hidden_BNC: Tensor) -> Tensor:
         """Return keep/drop logits ``[B, N, 2]`` of ``hidden_BNC``, each token alone."""
         return self.output_mlp(hidden_BNC)
+
+
+def image_predictor_flops(config: SparsityConfig, hidden_size: int, tokens: float) -> float:
+    """Return the FLOPs of scoring the ``tokens`` image tokens of one picture."""
+    width = config.d_model
+    block = 2 * tokens * (4 * width**2 + 2 * width * config.dim_feedforward) + 4 * tokens**2 * width
+    return 2 * tokens * (hidden_size * width + _head_products(width)) + config.num_layers * block
+
+
+def text_predictor_flops(config: SparsityConfig, hidden_size: int) -> float:
+    """Return the FLOPs of the decision on one output token."""
+    return 2 * (hidden_size * config.d_model + _head_products(config.d_model))
+
+
+def _head_products(width: int) -> float:
+    """Multiplications of the MLP that ends in two logits."""
+    return width * width / 2 + width * width / 8 + width / 2

@@ -43,7 +43,8 @@ def set_text_threshold(
     model.eval()
     margins: list[Tensor] = []
     seen: list[Tensor] = []
-    handle = sparsifier.text_predictor.register_forward_hook(lambda _, __, logits: seen.append(logits))
+    predictor: Any = sparsifier.text_predictor
+    handle = predictor.register_forward_hook(lambda _, __, logits: seen.append(logits))
     try:
         for group in groups:
             answer_BN = group["answer_mask"]
@@ -60,7 +61,7 @@ def set_text_threshold(
         return None
     margin = torch.cat(margins)
     shift = -margin.quantile(1 - sparsifier.config.text_keep_rate).item()
-    cast(nn.Linear, sparsifier.text_predictor.output_mlp[-1]).bias[0] += shift
+    predictor.output_mlp[-1].bias[0] += shift
     quantiles = margin.quantile(torch.linspace(0, 1, QUANTILES, device=margin.device)) + shift
     sparsifier.config.text_margins = tuple(round(value, 4) for value in quantiles.tolist())
     return shift

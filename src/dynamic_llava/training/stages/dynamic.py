@@ -18,7 +18,7 @@ from transformers import LlavaForConditionalGeneration, PreTrainedModel
 
 from dynamic_llava.config import SparsityConfig
 from dynamic_llava.core.report import Report
-from dynamic_llava.methods import TrainRates
+from dynamic_llava.methods.base import TrainRates
 from dynamic_llava.sparsifier import Sparsifier
 from dynamic_llava.training.calibration import set_text_threshold
 from dynamic_llava.training.noise import SampleNoise
@@ -61,7 +61,7 @@ class DynamicStage(Stage):
         sparsifier.train_rates = None
         sparsifier.to(dtype=model.dtype)
         config = sparsifier.config
-        if config.sparsify_text and config.text_policy == "learned":
+        if config.sparsify_text and sparsifier.text_method.has_dial:
             set_text_threshold(model, sparsifier, unseen)
         sparsifier.detach()  # peft takes its adapters out of the stock model
         if self.adapted is not None and _method(self.recipe).merge_lora:
@@ -137,8 +137,8 @@ class SparseObjective(DenseObjective):
 
     def _begin_noise(self, group: Group) -> None:
         is_image_BN = group["input_ids"] == self.model.config.image_token_id
-        config = self.sparsifier.config
-        spans = int(config.sparsify_text and config.text_policy == "learned")
+        sparsifier = self.sparsifier
+        spans = int(sparsifier.config.sparsify_text and sparsifier.text_predictor is not None)
         pictures_B = is_image_BN.sum(-1) // self._tokens(group, is_image_BN)
         rows_K = torch.arange(len(pictures_B)).repeat_interleave(pictures_B.cpu())
         self.noise.begin(group["sample"].tolist(), rows_K.tolist(), spans)

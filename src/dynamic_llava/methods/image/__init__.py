@@ -1,0 +1,1 @@
+"""Methods that rank image tokens, one file each: ``image_policy`` names the file."""

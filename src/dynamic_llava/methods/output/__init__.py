@@ -1,0 +1,1 @@
+"""Methods that decide on output tokens, one file each: ``text_policy`` names the file."""
