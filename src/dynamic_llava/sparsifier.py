@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 
+from dynamic_llava import methods
 from dynamic_llava.adapter import Adapter, check_merged
 from dynamic_llava.config import SparsityConfig
 from dynamic_llava.core import cache as caches
 from dynamic_llava.core.decisions import Decisions
-from dynamic_llava.core.fit import check_fit, check_kind, computes_on
+from dynamic_llava.core.fit import check_fit, check_kind, check_layer, computes_on
 from dynamic_llava.core.hooks import Attachment
 from dynamic_llava.core.passes.base import PromptState
 from dynamic_llava.families import family_of
+
+PREDICTORS = ("image_predictor", "text_predictor", "prompt_predictor")
 
 
 class _LeftOut(Collection[str]):
@@ -97,7 +101,8 @@ class Sparsifier(Decisions):
             raise ValueError("model or sparsifier is attached already: call sparsifier.detach() first")
         family = family_of(model)
         decoder: Any = model.base_model.get_submodule(family.decoder)
-        check_fit(model, decoder, self.config.layer, self.hidden_size, self.base_model)
+        check_fit(model, decoder, self.hidden_size, self.base_model)
+        check_layer(self.config.layer, family.first_layer(model.config), decoder.config.num_hidden_layers)
         # It decides on what the last dense layer returns, so it lives where that layer computes.
         last = decoder.layers[self.config.layer - 1]
         dtype = next(weight for weight in last.parameters() if weight.is_floating_point()).dtype
@@ -127,7 +132,12 @@ class Sparsifier(Decisions):
         finally:
             self.detach()
 
-    def new_cache(self, capacity: int | None = None, static: bool = False) -> Cache:
+    def new_cache(
+        self,
+        capacity: int | None = None,
+        static: bool = False,
+        image_positions: Sequence[Sequence[Tensor]] | None = None,
+    ) -> Cache:
         """Return an empty cache for ``past_key_values``; calls without one make it themselves.
 
         Parameters
@@ -140,6 +150,9 @@ class Sparsifier(Decisions):
             Never change a shape while decoding, so that the step compiles (``torch.compile(fullgraph=True)``,
             CUDA graphs). The layers >= l then have room for every later token. A token past the end is
             refused by torch's own bounds check, on a GPU by a device-side assertion.
+        image_positions
+            Of a prompt that comes as ``inputs_embeds`` with the features of its pictures: for each row, of
+            each picture the positions of its tokens, int64 ``[I]``.
         """
         if capacity is not None and (type(capacity) is not int or capacity < 1):
             raise ValueError(
@@ -153,7 +166,8 @@ class Sparsifier(Decisions):
             cache: Cache = StaticCache(config=config, max_cache_len=capacity)
         else:
             cache = DynamicCache(config=config)
-        caches.fill(cache, layers, self.config.layer, record, capacity, static)
+        context = caches.fill(cache, layers, self.config.layer, record, capacity, static)
+        context.image_positions = image_positions
         return cache
 
     def check(self) -> None:
@@ -213,16 +227,18 @@ class Sparsifier(Decisions):
         """
         sparsifier = cls(adapter.config, adapter.hidden_size)
         sparsifier.make_prompt_predictor(any(name.startswith("prompt_predictor.") for name in adapter.state))
+        adapter = adapter.without(f"{name}." for name in PREDICTORS if getattr(sparsifier, name) is None)
         adapter.check(sparsifier.state_dict(), source)
         sparsifier.load_state_dict(adapter.state)
         sparsifier.base_model = adapter.base_model
-        return sparsifier.to(next(iter(adapter.state.values())).dtype)
+        dtypes = {tensor.dtype for tensor in adapter.state.values()}
+        return sparsifier.to(dtypes.pop()) if dtypes else sparsifier
 
     def adapter(self) -> Adapter:
         """Return what its files hold, with the attached model's name where no base model is known."""
         check_merged(self, "the predictors")
         name = self.base_model or (self._attachment.model.name_or_path if self._attachment else "")
-        return Adapter(copy.copy(self.config), self.hidden_size, name or "", self.state_dict())
+        return Adapter(methods.by_name(self.config), self.hidden_size, name or "", self.state_dict())
 
     @property
     def _attached(self) -> Attachment:

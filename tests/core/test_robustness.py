@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests import tiny
-from transformers import LlamaForCausalLM
 
 from dynamic_llava import Sparsifier, SparsityConfig, checkpoints
 from dynamic_llava.checkpoints import save
@@ -64,12 +63,6 @@ def test_positional_labels_need_an_answer_mask_too() -> None:
     before_labels = [row["input_ids"], row["pixel_values"], row["attention_mask"], *[None] * 5]
     with pytest.raises(ValueError, match="answer_mask"):
         model(*before_labels, row["input_ids"])
-
-
-def test_text_models_are_refused() -> None:
-    text_model = LlamaForCausalLM(tiny.model().config.text_config)
-    with pytest.raises(ValueError, match="LlamaForCausalLM"):
-        tiny.sparsifier().attach(text_model)
 
 
 @pytest.mark.parametrize("layer", [2.5, "2"])

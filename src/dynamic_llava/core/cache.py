@@ -9,6 +9,7 @@ Legend: B batch, Q new tokens, S slots, H heads, D head size.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -191,6 +192,8 @@ class Context:
         Which token each slot holds.
     layers
         The sparse layers.
+    image_positions
+        Where the pictures of a first prompt lie that comes as embeddings, by row; None where ids tell.
     is_busy
         Whether a call is under way, or failed halfway.
     """
@@ -198,6 +201,7 @@ class Context:
     def __init__(self, record: Record, capacity: int | None, static: bool) -> None:
         self.capacity, self.record = capacity, record
         self.layers: list[SparseLayer] = []
+        self.image_positions: Sequence[Sequence[Tensor]] | None = None
         self.slots: Slots
         self.is_busy: bool
         self.mass_BS: Tensor  # attention received in each slot, for policies that evict
@@ -258,8 +262,10 @@ def context_of(cache: Any) -> Context | None:
     return layers[-1].context if layers and isinstance(layers[-1], SparseLayer) else None
 
 
-def install(cache: Cache, layers: int, split: int, record: Record) -> Context:
+def install(cache: Cache, layers: int, split: int, record: Record, window: int | None) -> Context:
     """Put sparse layers in place of an empty cache's layers from ``split`` on, and return what they share.
+
+    ``window`` is the decoder's sliding window, which cuts the layers of a static cache short.
 
     Raises
     ------
@@ -276,6 +282,11 @@ def install(cache: Cache, layers: int, split: int, record: Record) -> Context:
         )
     static = bool(stock) and cache.is_compileable
     capacity = max(layer.max_cache_len for layer in stock) if static else None
+    if static and capacity == window and all(layer.is_sliding for layer in stock):
+        raise ValueError(
+            "every layer of the static cache ends at its sliding window, so that nothing tells its capacity: "
+            "give past_key_values=sparsifier.new_cache(capacity, static=True)"
+        )
     return fill(cache, layers, split, record, capacity, static)
 
 

@@ -40,8 +40,18 @@ def check_kind(model: Any) -> None:
         raise ValueError(REPLICA)
 
 
-def check_fit(model: PreTrainedModel, decoder: Any, layer: int, hidden_size: int, base_model: str) -> None:
-    """Raise ``ValueError`` if predictors of ``hidden_size``, used from ``layer`` on, do not fit ``model``.
+def check_layer(layer: int, first: int, layers: int) -> None:
+    """Raise ``ValueError`` if a decoder of so many layers cannot be sparse from ``layer`` on."""
+    if first <= layer < layers:
+        return
+    why = f"the decoder has {layers} layers"
+    if layer < first:
+        why = f"this model adds features of its pictures to the first {first} layers"
+    raise ValueError(f"layer is {layer}: {why}, choose {first} to {layers - 1}")
+
+
+def check_fit(model: PreTrainedModel, decoder: Any, hidden_size: int, base_model: str) -> None:
+    """Raise ``ValueError`` if predictors of ``hidden_size`` do not fit ``model``.
 
     Warns if ``base_model``, which they were trained for, is another one, or if transformers is of a version
     that was not tested.
@@ -58,9 +68,6 @@ def check_fit(model: PreTrainedModel, decoder: Any, layer: int, hidden_size: int
             f"the sparsifier was trained for {base_model}, not for {model.name_or_path}: its "
             "decisions may not fit"
         )
-    if layer >= config.num_hidden_layers:
-        last = config.num_hidden_layers - 1
-        raise ValueError(f"layer is {layer}: the decoder has {last + 1} layers, choose 1 to {last}")
     if config._attn_implementation not in IMPLEMENTATIONS:
         raise ValueError(
             f"attention implementation {config._attn_implementation!r} is not supported: load the model "
@@ -83,6 +90,11 @@ def _check_layers(config: Any) -> None:
     types = set(getattr(config, "layer_types", None) or ())
     if other := sorted(types - set(LAYER_TYPES)):
         raise ValueError(f"the decoder has layers of type {other[0]}: only {' and '.join(LAYER_TYPES)} work")
+    if getattr(config, "attn_logit_softcapping", None):
+        raise ValueError(
+            "the decoder caps its attention scores (attn_logit_softcapping), which sdpa and this library "
+            "leave out: it is not supported"
+        )
     if getattr(config, "num_kv_shared_layers", 0):
         raise ValueError("the decoder's layers share keys and values, which is not supported")
     is_sliding = "sliding_attention" in types or (not types and getattr(config, "sliding_window", None))

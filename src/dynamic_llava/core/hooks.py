@@ -12,6 +12,7 @@ import copy
 import functools
 import inspect
 import threading
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,11 +21,11 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from dynamic_llava.core import cache as caches
-from dynamic_llava.core import turns
+from dynamic_llava.core import positions, turns
 from dynamic_llava.core.attention import interface
 from dynamic_llava.core.decisions import Decisions
 from dynamic_llava.core.eviction import EvictingPass
-from dynamic_llava.core.fit import REPLICA
+from dynamic_llava.core.fit import REPLICA, check_layer
 from dynamic_llava.core.passes import masked
 from dynamic_llava.core.passes.base import Given, Pass, PromptState
 from dynamic_llava.core.passes.decode import DecodePass
@@ -36,6 +37,7 @@ from dynamic_llava.costs.shape import DecoderShape
 from dynamic_llava.families import Family
 
 CALL = "sparse_call"  # the keyword that a call travels under
+POSITIONS = "image_positions"
 _CHANGING = threading.Lock()  # two threads must not both exchange the attention of a model
 
 
@@ -68,6 +70,7 @@ class Attachment:
         self.implementation: str = self.decoder.config._attn_implementation
         self.is_flash = "flash" in self.implementation
         self._checked: dict[str, Any] = {}
+        self._has_warned = False
         self._configs: list[tuple[nn.Module, Any]] = []
         self._handles = [
             model.register_forward_pre_hook(self._check_labels, with_kwargs=True),
@@ -108,6 +111,7 @@ class Attachment:
         if args:
             args, kwargs = (), _by_name(base, args, kwargs)
         answer_mask, prompt_mask = kwargs.pop("answer_mask", None), kwargs.pop("prompt_mask", None)
+        own = kwargs.pop(POSITIONS, None)
         prompt, cache = None, None
         for name, value in kwargs.items():
             if isinstance(value, PromptState):
@@ -118,7 +122,7 @@ class Attachment:
             kwargs = masked.at_full_length(kwargs, cache, self.implementation, self.model.dtype)
         elif (context := caches.context_of(cache)) is not None and context.lacks_columns(kwargs.get(MASK)):
             kwargs[MASK] = turns.with_all_columns(kwargs, context)
-        pictures = self.family.pictures(base, kwargs)
+        pictures = self._pictures(base, kwargs, caches.context_of(cache), own)
         given = Given(pictures, kwargs.get("input_ids"), kwargs.get(MASK), answer_mask, prompt_mask, prompt)
         kwargs[CALL] = Call(given)
         return args, kwargs
@@ -126,7 +130,10 @@ class Attachment:
     def _open(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """See to it that a call is there where the decoder is called by itself."""
         self.check()
-        return None if CALL in kwargs else (args, {**kwargs, CALL: Call(Given())})
+        if CALL in kwargs:
+            return None
+        pictures = self._at_positions(_by_name(decoder, args, kwargs), kwargs.pop(POSITIONS, None))
+        return args, {**kwargs, CALL: Call(Given(pictures))}
 
     def _layer(self, number: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call: Call = kwargs.pop(CALL)
@@ -153,6 +160,29 @@ class Attachment:
 
     # What a call is
 
+    def _pictures(
+        self, base: Any, kwargs: Mapping[str, Any], context: caches.Context | None, own: Any
+    ) -> list[Tensor]:
+        """Return where the tokens of each picture lie, as the caller says or as the ids tell."""
+        if own is None and context is not None and not context.slots.used:
+            own = context.image_positions
+        ids_BN = kwargs.get("input_ids")
+        if own is not None or (ids_BN is None and not self.family.has_pictures(kwargs)):
+            return self._at_positions(kwargs, own)
+        return self.family.pictures(base, kwargs)
+
+    def _at_positions(self, kwargs: Mapping[str, Any], own: Any) -> list[Tensor]:
+        """Return where a caller says that pictures lie; warn once of embeddings that may hold unseen ones."""
+        ids_BN, embeds_BNC = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
+        fed = embeds_BNC if ids_BN is None else ids_BN
+        if own is not None and isinstance(fed, Tensor):
+            return positions.flat(own, fed.shape[0], fed.shape[1], fed.device)
+        may_hold = isinstance(embeds_BNC, Tensor) and embeds_BNC.shape[1] > 1 and bool(self.family.kinds)
+        if may_hold and self.decisions.config.sparsify_image and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(positions.UNSEEN, stacklevel=2)
+        return []
+
     def check(self) -> None:
         """Raise ``ValueError`` if the config, which may have been edited, does not fit the model."""
         implementation = self.decoder.config._attn_implementation
@@ -160,14 +190,12 @@ class Attachment:
             raise ValueError(
                 f"the attention implementation became {implementation!r}: detach, set it, attach again"
             )
-        config, layers = self.decisions.config, self.shape.layers
+        config = self.decisions.config
         if self._checked == vars(config):
             return  # before the rest, for every decoded token comes by
         config.validate()
-        if config.layer >= layers:
-            raise ValueError(
-                f"layer is {config.layer}: the decoder has {layers} layers, choose 1 to {layers - 1}"
-            )
+        self.decisions.check_methods()
+        check_layer(config.layer, self.family.first_layer(self.model.config), self.shape.layers)
         self._checked = dict(vars(config))
 
     def _choose(self, given: Given, hidden_BNC: Tensor, kwargs: Mapping[str, Any]) -> Pass:
@@ -184,7 +212,10 @@ class Attachment:
                 raise ValueError("past_key_values is of another run and use_cache is False: leave it out")
             now = RecomputePass(decisions, state, given, self.is_flash)
         else:
-            context = caches.context_of(cache) or caches.install(cache, layers, split, self.new_record())
+            window = getattr(self.decoder.config, "sliding_window", None)
+            context = caches.context_of(cache) or caches.install(
+                cache, layers, split, self.new_record(), window
+            )
             self._check_cache(cache, context)
             kind: Any = PrefillPass
             if context.slots.used and hidden_BNC.shape[1] == 1:

@@ -1,40 +1,28 @@
-"""LLaVA-1.5: every picture has the same number of image tokens."""
+"""LLaVA-1.5, where every picture has as many image tokens, and Pixtral, where its size decides."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dynamic_llava.families.base import Family
+from torch import Tensor
+
+from dynamic_llava.families.base import Family, Kind
+from dynamic_llava.families.counting import even_share, fixed, is_chunk, lengths, refuse_chunk
 
 
-def sizes(config: Any, given: Mapping[str, Any], tokens_B: Sequence[int]) -> list[int] | None:
-    """Return the number of image tokens of each picture: an even share of all."""
-    encoded = (given.get("mm_encoder_outputs") or {}).get("image")
-    if encoded is None and given.get("pixel_values") is None:
-        return None
+def sizes(base: Any, given: Mapping[str, Any], encoded: Any, mask_BN: Tensor) -> Sequence[int]:
+    """Count by the features, or by the size of each picture in patches, or evenly."""
+    if is_chunk(encoded):
+        if base.config.vision_config.model_type == "pixtral":
+            refuse_chunk()
+        return fixed(base.config.image_seq_length, mask_BN)
+    if encoded is not None:
+        return lengths(encoded)
     if given.get("image_sizes") is not None:
-        raise ValueError("image_sizes: pictures of different numbers of image tokens are not supported")
-    if encoded is not None and encoded.last_hidden_state is None:  # a part of a prompt: prefill_chunk_size
-        return _whole(tokens_B, config.image_seq_length)
-    tokens = sum(tokens_B)
-    pictures = len(given["pixel_values"]) if encoded is None else len(encoded.pooler_output)
-    if tokens == 0 or tokens % pictures:
-        raise ValueError(
-            f"the prompts hold {tokens} image tokens for {pictures} pictures: "
-            "give each picture one image placeholder"
-        )
-    return [tokens // pictures] * pictures
+        patch = base.vision_tower.patch_size
+        return [int(height) // patch * (int(width) // patch) for height, width in given["image_sizes"]]
+    return even_share(len(given["pixel_values"]), mask_BN)
 
 
-def _whole(tokens_B: Sequence[int], size: int) -> list[int]:
-    for tokens in tokens_B:
-        if tokens % size:
-            raise ValueError(
-                f"prefill_chunk_size parts a picture: a chunk holds {tokens} image tokens of a row, and a "
-                f"picture has {size}; choose a chunk that ends outside of pictures, or leave it out"
-            )
-    return [size] * (sum(tokens_B) // size)
-
-
-FAMILY = Family(decoder="language_model", image_token="image_token_id", sizes=sizes)
+FAMILY = Family(kinds=(Kind(sizes),))

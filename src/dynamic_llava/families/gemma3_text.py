@@ -1,0 +1,5 @@
+"""Gemma3 without a tower: text alone, so only output tokens (and prompt tokens) are dropped."""
+
+from dynamic_llava.families.base import TEXT as FAMILY
+
+__all__ = ["FAMILY"]
