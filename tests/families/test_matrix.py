@@ -84,6 +84,16 @@ def pair(name: str, attention: str = "sdpa") -> tuple[Case, Any, Any]:
     return case, case.model("eager"), case.model(attention)
 
 
+def skip_unless_stock_can(model: Any, inputs: dict[str, Tensor], **settings: Any) -> None:
+    """Skip where this version of transformers fails by itself, or answers otherwise than without settings."""
+    try:
+        answers = [generate(model, inputs, **more)[0] for more in ({}, settings)]
+    except (IndexError, RuntimeError, ValueError) as error:
+        pytest.skip(f"stock transformers of this version fails: {error}")
+    if not torch.equal(*answers):
+        pytest.skip("stock transformers of this version answers otherwise")
+
+
 @every
 def test_detached_is_the_stock_model(name: str) -> None:
     case, _, model = pair(name)
@@ -121,6 +131,8 @@ MODES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
 def test_answers_are_those_of_closed_columns(name: str, mode: dict[str, Any], attention: str) -> None:
     case, stock, model = pair(name, attention)
+    if name == "gemma3":
+        skip_unless_stock_can(model, case.batch(rows_of(case)), **mode)
     made = by_chance().attach(model)
     if name == "mistral" and mode == MODES["static"]:
         with pytest.raises(ValueError, match=r"new_cache\(capacity, static=True\)"):
@@ -188,7 +200,9 @@ def test_sparse_layers_compute_and_hold_the_kept_tokens_alone(name: str) -> None
 def test_beams_agree_with_and_without_a_cache(name: str) -> None:
     case, _, model = pair(name)
     by_chance().attach(model)
-    inputs = case.batch(rows_of(case))
+    # Older versions repeat pictures one by one for beams, which parts those of a row: one tile a row.
+    pictures = 1 if case.picture else 0
+    inputs = case.batch([case.row(3, pictures, 0), case.row(9, pictures, 6)])
     answers = [
         model.generate(**inputs, max_new_tokens=STEPS, do_sample=False, num_beams=3, use_cache=use_cache)
         for use_cache in (True, False)
@@ -348,13 +362,12 @@ PARTED = {"pixtral", "mistral3"}
 @with_pictures
 def test_a_prompt_in_parts_that_split_no_picture_is_one_prompt(name: str) -> None:
     case, _, model = pair(name)
-    if not hasattr(model, "_supports_mm_encoder_outputs"):
-        pytest.skip("this version of transformers drops pictures under prefill_chunk_size")
-    made = by_chance().attach(model)
     row = case.row(12, 1, 0)
     ids = row["input_ids"][0]
     is_image_N = (ids == IMAGE) | (ids == VIDEO)
     last = int(is_image_N.nonzero().max())
+    skip_unless_stock_can(model, row, prefill_chunk_size=last + 3)
+    made = by_chance().attach(model)
     if name in PARTED:
         with pytest.raises(ValueError, match="text between the lines or frames"):
             generate(model, row, prefill_chunk_size=last + 3)

@@ -66,6 +66,10 @@ class EvictingPass(DecodePass):
         ordinal_BS = column_BS - slots.answer_start
         held = Held(ordinal_BS, is_held_BS & (ordinal_BS >= 0), mass_BS, weights_BS)
         victim_B = self.method.evict(held, self.decisions.config.text_keep_rate)
+        if (ids_B1 := self.given.token_ids_BN) is not None and len(ids_B1) > 1:
+            # A finished row is fed padding: it must push nobody out.
+            is_over_B = self.record.ends.is_over(ids_B1[:, 0])
+            victim_B = torch.where(is_over_B, slots_B1[:, 0], victim_B)
         target_B1 = torch.where(victim_B < 0, slots_B1[:, 0], victim_B)[:, None]
         for layer in context.layers:
             _move(layer, slots_B1, target_B1)

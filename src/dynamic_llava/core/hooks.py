@@ -24,6 +24,7 @@ from dynamic_llava.core import cache as caches
 from dynamic_llava.core import positions, turns
 from dynamic_llava.core.attention import interface
 from dynamic_llava.core.decisions import Decisions
+from dynamic_llava.core.ends import Ends
 from dynamic_llava.core.eviction import EvictingPass
 from dynamic_llava.core.fit import REPLICA, check_layer
 from dynamic_llava.core.passes import masked
@@ -91,7 +92,8 @@ class Attachment:
 
     def new_record(self) -> Record:
         """Return an empty record of a call without a cache."""
-        return Record(copy.copy(self.decisions.config), self.shape, self.model.dtype.itemsize)
+        config, element_size = copy.copy(self.decisions.config), self.model.dtype.itemsize
+        return Record(config, self.shape, element_size, Ends.of(self.model))
 
     # Hooks
 

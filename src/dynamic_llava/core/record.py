@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dynamic_llava.config import SparsityConfig
+from dynamic_llava.core.ends import Ends
 from dynamic_llava.costs.shape import DecoderShape
 from dynamic_llava.costs.step import Step
 
@@ -31,6 +32,8 @@ class Record:
         Sizes of the decoder.
     element_size
         Bytes of one number in the K/V cache.
+    ends
+        Which ids end an answer.
 
     Attributes
     ----------
@@ -41,10 +44,11 @@ class Record:
         nothing else, so that its step has nothing to do on the host.
     """
 
-    def __init__(self, config: SparsityConfig, shape: DecoderShape, element_size: int) -> None:
+    def __init__(self, config: SparsityConfig, shape: DecoderShape, element_size: int, ends: Ends) -> None:
         self.config = config
         self.shape = shape
         self.element_size = element_size
+        self.ends = ends
         self.slots: Slots | None = None
         self.image_flags: list[list[Tensor]] = []
         self.image_scores: list[list[Tensor]] = []
@@ -53,12 +57,15 @@ class Record:
         self.steps: list[Step] = []
         self.scored: list[int] = []  # sizes of the pictures that the step under way scored
         self.judged = 0  # tokens that it decided on
+        self.finished: set[int] = (
+            set()
+        )  # rows that it computed though they had ended: their work is not counted
         self.started = time.perf_counter()
         self.first_ended = self.ended = self.started
 
     def fresh(self) -> Record:
         """Return an empty report of the same settings."""
-        return Record(self.config, self.shape, self.element_size)
+        return Record(self.config, self.shape, self.element_size, self.ends)
 
     def add_step(self, dense_B: Tensor, sparse_B: Tensor, held_B: Tensor, columns: tuple[int, int]) -> None:
         """Record what a prompt kept; without a cache, what any pass did. See :class:`Step`."""
@@ -83,19 +90,25 @@ class Record:
             self.image_flags[row].append(kept_I)
             if scores_I is not None:
                 self.image_scores[row].append(scores_I)
-                self.scored.append(len(kept_I))
+                self.scored += [len(kept_I)] * (row not in self.finished)
 
     def add_text(self, kept_BT: Tensor, valid_BT: Tensor | None = None) -> None:
         """Record a pass without a cache: decisions on output tokens; ``valid_BT`` tells them from padding."""
         valid_BT = torch.ones_like(kept_BT) if valid_BT is None else valid_BT
         self.text_steps.append((kept_BT, valid_BT))
         if self.config.sparsify_text:
-            self.judged += kept_BT.numel()
+            self._count(valid_BT)
 
     def add_prompt(self, kept_BN: Tensor, droppable_BN: Tensor) -> None:
         """Record decisions on the prompt tokens that may be dropped."""
         self.prompt_steps.append((kept_BN, droppable_BN))
-        self.judged += kept_BN.numel()
+        self._count(droppable_BN)
+
+    def _count(self, decided_BN: Tensor) -> None:
+        """Count decisions, those on finished rows left out."""
+        self.judged += sum(
+            int(row_N.sum()) for row, row_N in enumerate(decided_BN) if row not in self.finished
+        )
 
     def forget_decisions(self) -> None:
         """Drop the recorded decisions: a pass that recomputes everything takes them all again."""

@@ -52,7 +52,7 @@ class Report:
         With a cache: whether it is still there, which a later turn's attention mask may have ended.
         """
         if self._record.slots is not None and self._record.steps:
-            return list(torch.cat(self._answers(), dim=1))
+            return [torch.cat(parts) for parts in zip(*self._answers(), strict=True)]
         return self._by_row(self._record.text_steps)
 
     @property
@@ -75,7 +75,7 @@ class Report:
         """Tokens held in the cache now, int64 ``[layers, rows]``; 0 without a cache."""
         if self._record.slots is None:
             return torch.zeros(self._record.shape.layers, self._batch, dtype=torch.long)
-        dense_B, sparse_B = _fed_B(self._record.slots).cpu(), self._record.slots.tokens_B().cpu()
+        dense_B, sparse_B = (mask_BN.sum(-1).cpu() for mask_BN in (self._live_BN(), self._held_BN()))
         split = self._record.config.layer
         return torch.stack([dense_B] * split + [sparse_B] * (self._record.shape.layers - split))
 
@@ -117,13 +117,43 @@ class Report:
         kept_BN, counts_BN = (torch.cat(parts, dim=1) for parts in zip(*steps, strict=True))
         return [kept[counts] for kept, counts in zip(kept_BN, counts_BN, strict=True)]
 
-    def _answers(self) -> list[Tensor]:
-        """Return which output tokens of each turn stayed in the cache: bool ``[B, T]`` a turn."""
+    def _answers(self) -> list[list[Tensor]]:
+        """Return which output tokens of each turn stayed in the cache: of each turn and row, bool ``[T]``."""
+        held_BN = self._held_BN()
+        return [
+            [kept_T[: int(length)] for kept_T, length in zip(held_BN[:, start:stop], length_B, strict=True)]
+            for (start, stop), length_B in zip(self._turns(), self._lengths(), strict=True)
+        ]
+
+    def _turns(self) -> list[tuple[int, int]]:
+        """Return between which columns the output tokens of each turn lie."""
+        steps = self._record.steps
+        ends = [step.columns[0] for step in steps[1:]] + [int(cast(Slots, self._record.slots).fed)]
+        return [(step.columns[1], end) for step, end in zip(steps, ends, strict=True)]
+
+    def _lengths(self) -> list[Tensor]:
+        """Return how many output tokens of each turn each row has, padding left out: int64 ``[B]`` a turn."""
+        slots, found = cast(Slots, self._record.slots), []
+        for start, stop in self._turns():
+            ids_BT = slots.ids_BT(start, stop)
+            known = ids_BT is not None
+            whole_B = torch.full((self._batch,), stop - start)
+            found.append(self._record.ends.lengths(cast(Tensor, ids_BT)) if known else whole_B)
+        return found
+
+    def _live_BN(self) -> Tensor:
+        """Return which columns are tokens: neither padding nor fed after the end of an answer."""
         slots = cast(Slots, self._record.slots)
-        fed = int(slots.fed)
-        held_BN = held(slots, fed)
-        ends = [step.columns[0] for step in self._record.steps[1:]] + [fed]
-        return [held_BN[:, step.columns[1] : end] for step, end in zip(self._record.steps, ends, strict=True)]
+        live_BN = slots.is_token_BN(int(slots.fed))
+        for (start, stop), length_B in zip(self._turns(), self._lengths(), strict=True):
+            ordinal_T = torch.arange(stop - start, device=live_BN.device)
+            live_BN[:, start:stop] &= ordinal_T < length_B.to(live_BN.device)[:, None]
+        return live_BN
+
+    def _held_BN(self) -> Tensor:
+        """Return which columns the sparse layers hold."""
+        slots = cast(Slots, self._record.slots)
+        return held(slots, int(slots.fed)) & self._live_BN()
 
     @property
     def _batch(self) -> int:
@@ -135,8 +165,3 @@ def held(slots: Slots, columns: int) -> Tensor:
     column_BS = slots.column_BS.masked_fill(~slots.valid_BS, columns)
     held_BN = slots.valid_BS.new_zeros(len(column_BS), columns + 1)
     return held_BN.scatter_(1, column_BS, True)[:, :columns]
-
-
-def _fed_B(slots: Slots) -> Tensor:
-    """Return how many tokens were fed to each row, padding left out."""
-    return slots.is_token_BN(int(slots.fed)).sum(-1)

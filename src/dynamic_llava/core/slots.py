@@ -46,6 +46,8 @@ class Slots:
         Slots of the new tokens, while they are written.
     contiguous
         Whether these are the last used slots of every row.
+    decoded
+        Ids of the decoded tokens, with the column of the first, in parts ``[B, T]``: for reports.
     padding
         What was fed that is no token: a first column, and which columns from there on are tokens, bool.
     is_even, is_full
@@ -67,6 +69,7 @@ class Slots:
         self._places: tuple[int, Tensor] | None = None  # of the new tokens, which all layers share
         self._firsts: tuple[tuple[int, ...], Tensor] | None = None  # of slot 0 in each row and head
         self.padding: list[tuple[int, Tensor]] = []
+        self.decoded: list[tuple[int, Tensor]] = []
         self.is_even = self.is_full = True
         self.looked = 0  # `used` when the true lengths were last looked at
 
@@ -148,12 +151,33 @@ class Slots:
             self.padding.append((int(self.fed), is_token_BN))
         self.fed += columns
 
+    def note(self, ids_B1: Tensor | None) -> None:
+        """Keep the ids of decoded tokens, where several rows may end one after the other."""
+        if ids_B1 is not None and len(ids_B1) > 1:
+            self.decoded.append((self.fed, ids_B1))
+
+    def ids_BT(self, start: int, stop: int) -> Tensor | None:
+        """Return the ids decoded in these columns, ``[B, T]``; None where they were not kept."""
+        parts = [ids for first, ids in self.decoded if start <= first < stop]
+        return torch.cat(parts, 1) if sum(part.shape[1] for part in parts) == stop - start > 0 else None
+
     def select_rows(self, index: Tensor) -> None:
         """Take rows by index, for beam search."""
+        self.decoded = [(first, ids_BT[index]) for first, ids_BT in self._joined()]
         with torch.inference_mode(False):  # as in `_begin`
             self.length_B, self.valid_BS = self.length_B[index], self.valid_BS[index]
             self.column_BS = self.column_BS[index]
             self.padding = [(start, token_BN[index]) for start, token_BN in self.padding]
+
+    def _joined(self) -> list[tuple[int, Tensor]]:
+        """Return the ids decoded one after the other in one part, so that reordering stays cheap."""
+        parts: list[tuple[int, list[Tensor]]] = []
+        for first, ids_BT in self.decoded:
+            if parts and first == parts[-1][0] + sum(part.shape[1] for part in parts[-1][1]):
+                parts[-1][1].append(ids_BT)
+            else:
+                parts.append((first, [ids_BT]))
+        return [(first, torch.cat(ids, 1)) for first, ids in parts]
 
     def _begin(self, batch: int, device: torch.device) -> None:
         with torch.inference_mode(False):  # a cache filled in inference mode may be continued outside of it

@@ -20,10 +20,30 @@ class StaticSlots(Slots):
 
     is_static = True
 
+    def __init__(self, limit: int | None = None) -> None:
+        super().__init__(limit)
+        self.columns = limit or 0  # of all that may be fed; the limit of slots is planned lower
+        self.ids_BN = torch.zeros(0, self.columns, dtype=torch.long)
+
     @property
     def sees_all(self) -> bool:
         """False: what is not used yet must be hidden."""
         return False
+
+    def note(self, ids_B1: Tensor | None) -> None:
+        """Keep the ids of a decoded token at its column."""
+        if ids_B1 is not None and len(ids_B1) > 1:
+            self.ids_BN.index_copy_(1, self.fed.view(1), ids_B1)
+
+    def ids_BT(self, start: int, stop: int) -> Tensor | None:
+        """Return the ids decoded in these columns."""
+        return self.ids_BN[:, start:stop]
+
+    def select_rows(self, index: Tensor) -> None:
+        """Take rows by index."""
+        super().select_rows(index)
+        with torch.inference_mode(False):  # as in `_begin`
+            self.ids_BN = self.ids_BN[index]
 
     def _make_room(self, queries: int) -> None:
         self.contiguous = self.used == 0
@@ -37,7 +57,8 @@ class StaticSlots(Slots):
         self._grow()
         with torch.inference_mode(False):  # as in `_begin`
             self.fed = torch.full((), self.fed, dtype=torch.long, device=self.length_B.device)
-        keep_address(self.length_B, self.answer_start, self.valid_BS, self.column_BS, self.fed)
+            self.ids_BN = self.length_B.new_zeros(len(self.length_B), self.columns)
+        keep_address(self.length_B, self.answer_start, self.valid_BS, self.column_BS, self.fed, self.ids_BN)
 
 
 def keep_address(*tensors: Tensor) -> None:

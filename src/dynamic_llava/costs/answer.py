@@ -1,6 +1,6 @@
 """What an answer cost that was measured: FLOPs of its prompts and of its decoding, sparse and dense.
 
-Legend: B batch, T output tokens of a turn.
+Legend: T output tokens of a turn.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def answer_flops(
     config: SparsityConfig,
     shape: DecoderShape,
     steps: Sequence[Step],
-    answers: Sequence[Tensor],
+    answers: Sequence[Sequence[Tensor]],
     has_cache: bool,
 ) -> tuple[float, float]:
     """Return the FLOPs of ``steps`` and of decoding ``answers``, sparse (with predictors) and dense.
@@ -33,7 +33,8 @@ def answer_flops(
     steps
         The prompts of a conversation; without a cache every pass.
     answers
-        After each prompt which output tokens stayed, bool ``[B, T]``; may be fewer than the prompts.
+        After each prompt and in each row which output tokens stayed, bool ``[T]``; may be fewer than the
+        prompts.
     has_cache
         Whether a step sees what earlier ones left.
     """
@@ -72,12 +73,12 @@ def decode_layer_flops(
 
 
 def _decision_flops(
-    config: SparsityConfig, hidden_size: int, steps: Sequence[Step], answers: Sequence[Tensor]
+    config: SparsityConfig, hidden_size: int, steps: Sequence[Step], answers: Sequence[Sequence[Tensor]]
 ) -> float:
     sizes = [size for step in steps for size in step.scored]
     scoring = sum(image_decision_flops(config, hidden_size, size) for size in sizes)
     judging = sum(step.judged for step in steps) * text_decision_flops(config, hidden_size)
-    fed_back = sum(kept_BT.numel() for kept_BT in answers)
+    fed_back = sum(len(kept_T) for rows in answers for kept_T in rows)
     return scoring + judging + fed_back * output_decision_flops(config, hidden_size)
 
 
@@ -85,22 +86,22 @@ def _layer_flops(
     config: SparsityConfig,
     shape: DecoderShape,
     steps: Sequence[Step],
-    answers: Sequence[Tensor],
+    answers: Sequence[Sequence[Tensor]],
     has_cache: bool,
     row: int,
 ) -> tuple[float, float]:
     """FLOPs of one sparse and of one dense layer for one row."""
     past = held = 0
     sparse = dense = 0.0
-    for step, kept_BT in itertools.zip_longest(steps, answers):
+    for step, rows in itertools.zip_longest(steps, answers):
         queries, kept = int(step.dense_B[row]), int(step.sparse_B[row])
         dense += shape.layer_flops(queries, past + queries)
         sparse += shape.layer_flops(kept, held + kept)
         if not has_cache:
             continue
         past, held = past + queries, held + int(step.held_B[row])
-        if kept_BT is not None:
-            sparse_answer, dense_answer = decode_layer_flops(config, shape, kept_BT[row], past, held)
+        if rows is not None:
+            sparse_answer, dense_answer = decode_layer_flops(config, shape, rows[row], past, held)
             sparse, dense = sparse + sparse_answer, dense + dense_answer
-            past, held = past + kept_BT.shape[1], held + int(kept_BT[row].sum())
+            past, held = past + len(rows[row]), held + int(rows[row].sum())
     return sparse, dense

@@ -61,6 +61,7 @@ class DecodePass(Pass):
     def close(self) -> None:
         """Grow the slots by what stays."""
         self.settle()
+        self.context.slots.note(self.given.token_ids_BN)
         self.context.slots.count(1)
         self.context.is_busy = False
         super().close()

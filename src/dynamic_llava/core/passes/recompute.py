@@ -32,6 +32,9 @@ class RecomputePass(Pass):
         """Drop image tokens and output tokens; the newest token always stays."""
         batch, length, _ = hidden_BNC.shape
         self.record.forget_decisions()
+        self.lengths_B = self._lengths(batch, length)
+        goes_on_B = self.lengths_B == length - self.state.length
+        self.record.finished = set((~goes_on_B).nonzero().flatten().tolist())
         valid_BN = self.valid(mask, batch, length, hidden_BNC.device)
         keeps = [self.keep_images(hidden_BNC)]
         if self.decisions.config.sparsify_prompt:
@@ -42,8 +45,8 @@ class RecomputePass(Pass):
         if length > self.state.length:
             keeps.append(self._keep_output(hidden_BNC))
         entering = Entering.of(valid_BN, keeps)
-        counts_B = entering.valid_BL.sum(-1)
-        self.record.add_step(valid_BN.sum(-1), counts_B, counts_B, (0, length))
+        fed_B, counts_B = (mask.sum(-1) * goes_on_B for mask in (valid_BN, entering.valid_BL))
+        self.record.add_step(fed_B, counts_B, counts_B, (0, length))
         column_BL = entering.columns(length, 0)
         self.view = View(
             length,
@@ -62,17 +65,25 @@ class RecomputePass(Pass):
         super().close()
         return self.state
 
+    def _lengths(self, batch: int, length: int) -> Tensor:
+        """Return how many output tokens each row has, padding after its end left out: int64 ``[B]``."""
+        ids_BN = self.given.token_ids_BN
+        if ids_BN is None:
+            return torch.full((batch,), length - self.state.length)
+        return self.record.ends.lengths(ids_BN[:, self.state.length :])
+
     def _keep_output(self, hidden_BNC: Tensor) -> Tensor | None:
         """Decide on the output tokens fed back: a bool ``[B, N]``, or None where nothing is dropped."""
         batch, length, _ = hidden_BNC.shape
         start = self.state.length
         keep_BN = torch.ones(batch, length, dtype=torch.bool, device=hidden_BNC.device)
-        if not self.decisions.config.sparsify_text:
-            self.record.add_text(keep_BN[:, start:])
-            return None
         ordinal_BT = torch.arange(length - start, device=hidden_BNC.device).expand(batch, -1)
+        is_answer_BT = ordinal_BT < self.lengths_B[:, None]
+        if not self.decisions.config.sparsify_text:
+            self.record.add_text(keep_BN[:, start:], is_answer_BT)
+            return None
         keep_BT = self.decisions.keep_text_tokens(hidden_BNC[:, start:], ordinal_BT)
-        self.record.add_text(keep_BT)
+        self.record.add_text(keep_BT, is_answer_BT)
         keep_BN[:, start:] = keep_BT
         keep_BN[:, -1] = True  # the newest token always takes part in its own step
         return keep_BN
