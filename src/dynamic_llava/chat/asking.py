@@ -14,6 +14,7 @@ from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 from transformers.generation.streamers import BaseStreamer
 
 from dynamic_llava.chat.images import as_rgb
+from dynamic_llava.chat.positions import check_positions, positions_of
 from dynamic_llava.chat.prompt import chat_prompt
 from dynamic_llava.core.report import Report
 
@@ -51,6 +52,7 @@ def encode(processor: ProcessorMixin, prompts: Sequence[str], images: Sequence[I
         # Some templates write the begin mark themselves, others leave it to the tokenizer.
         add_special_tokens=begin is None or not prompts[0].startswith(begin),
         return_tensors="pt",
+        verbose=False,  # `check_positions` says what is too long
     )
 
 
@@ -76,8 +78,14 @@ def ask(
         The longest answer.
     streamer : BaseStreamer, optional
         Receives the tokens as they come.
+
+    Raises
+    ------
+    ValueError
+        A picture or the prompt cannot be used, or prompt and answer are longer than the model's positions.
     """
     inputs = encode(processor, [chat_prompt(processor, prompt, len(images))], images).to(model.device)
+    check_positions(positions_of(model.config), inputs["input_ids"].shape[1], max_new_tokens)
     sequence_BN = greedy(model, inputs, max_new_tokens, streamer)
     answer = sequence_BN[0].tolist()
     text = processor.decode(answer, skip_special_tokens=True).strip()
