@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,9 +63,43 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def check_input(path: Path, what: str) -> None:
+    """Refuse a file that cannot be read, before it is opened.
+
+    Parameters
+    ----------
+    what
+        What it should be, for the message.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ValueError
+        It is a folder, a pipe or a device, or its name cannot be one.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(f"{path}: no such {what}; check the path") from error
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # a name that is too long or no text, a folder that is closed to us
+        raise ValueError(f"{path}: cannot be read: {first_line(error)}; check the path") from error
+    if not stat.S_ISREG(mode):
+        found = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+        raise ValueError(f"{path}: is not a file but {found}; give the path of a {what}")
+
+
 def first_line(error: Exception) -> str:
     """Return an error's message without the advice that follows it."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return one_line((str(error).strip() or type(error).__name__).splitlines()[0])
+
+
+def one_line(text: str) -> str:
+    """Return a message that any terminal takes: in one line, halves of surrogate pairs written out."""
+    return " ".join(text.split()).encode(errors="backslashreplace").decode()
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

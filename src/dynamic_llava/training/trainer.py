@@ -25,7 +25,10 @@ COMPLETE = "complete"  # written last: a checkpoint without it was cut off
 
 
 class Skipped:
-    """Counts of what the data lost: entries left out, with the first reasons, and entries cut short."""
+    """Counts of what the data lost: entries left out and entries cut short, with the first reasons.
+
+    Only cuts that took pictures have a reason.
+    """
 
     SHOWN = 5
 
@@ -33,6 +36,7 @@ class Skipped:
         self.entries = 0
         self.truncated = 0
         self.reasons: list[str] = []
+        self.cuts: list[str] = []
 
     def add(self, batch: Mapping[str, Any]) -> None:
         """Count one batch; drawn data loses nothing."""
@@ -40,6 +44,7 @@ class Skipped:
         self.entries += len(reasons)
         self.truncated += batch.get("truncated", 0)
         self.reasons += reasons[: max(0, self.SHOWN - len(self.reasons))]
+        self.cuts += batch.get("cut", [])[: max(0, self.SHOWN - len(self.cuts))]
 
     def numbers(self) -> dict[str, int]:
         """Return the counts that are not 0."""
