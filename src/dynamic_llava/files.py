@@ -11,6 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
+TOO_DEEP = "lists or objects lie too deep in each other"
+
 
 def check_file(option: str, path: Path) -> None:
     """Refuse a file that cannot be written, before hours are spent on what goes there.
@@ -46,6 +48,38 @@ def check_folder(option: str, folder: Path) -> None:
         raise ValueError(
             f"{option}: {existing} is no folder that can be written to, choose another"
         ) from error
+
+
+def parse_json(text: bytes) -> Any:
+    """Read one JSON value; whatever goes wrong is a ``ValueError`` with the reason."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError(TOO_DEEP) from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 text: {error}") from error
+    except ValueError as error:  # also numbers of thousands of digits
+        raise ValueError(f"not JSON: {error}") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds one object.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ValueError
+        It holds something else, or is no file.
+    """
+    check_input(path, "JSON file")
+    try:
+        found = parse_json(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: holds {type(found).__name__}, it must be an object of settings")
+    return found
 
 
 @contextmanager

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from dynamic_llava.chat.prompt import PLACEHOLDER, check_text
-from dynamic_llava.data.entries import entries, parsed
-from dynamic_llava.files import check_input, one_line
+from dynamic_llava.data.entries import entries
+from dynamic_llava.files import check_input, one_line, parse_json
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 LONGEST_NAME = 80  # characters of an id that messages show
@@ -113,7 +113,7 @@ class Conversations(Sequence[Conversation]):
         self._file.seek(self._start[index])
         where = f"{self.path.name}, entry {index}"
         try:
-            entry = parsed(self._file.read(self._bytes[index]))
+            entry = parse_json(self._file.read(self._bytes[index]))
         except ValueError as error:
             raise BadSample(f"{where}: {error}") from error
         return self._checked(entry, index, where)

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from dynamic_llava.files import TOO_DEEP, parse_json
+
 BLOCK = 2**20  # characters of a JSON list that are looked at together
 SPACE = re.compile(r"[ \t\r\n]*")
 MARK = "\ufeff"  # with which some editors begin a file
-TOO_DEEP = "lists or objects lie too deep in each other"
 
 
 def entries(path: Path, broken_lines: bool = False) -> Iterator[tuple[int, int, Any]]:
@@ -37,18 +38,6 @@ def entries(path: Path, broken_lines: bool = False) -> Iterator[tuple[int, int, 
         raise ValueError(f"{path}: neither a JSON list nor JSON lines of objects; {found}")
 
 
-def parsed(text: bytes) -> Any:
-    """Read one JSON value; whatever goes wrong is a ``ValueError`` with the reason."""
-    try:
-        return json.loads(text)
-    except RecursionError as error:
-        raise ValueError(TOO_DEEP) from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 text: {error}") from error
-    except ValueError as error:  # also numbers of thousands of digits
-        raise ValueError(f"not JSON: {error}") from error
-
-
 def _first(path: Path) -> bytes:
     """Return the first byte that is no space, b"" in an empty file."""
     with path.open("rb") as file:
@@ -64,7 +53,7 @@ def _line_entries(path: Path, broken_lines: bool) -> Iterator[tuple[int, int, An
         for number, line in enumerate(file, start=1):
             if line.strip():
                 try:
-                    entry = parsed(line)
+                    entry = parse_json(line)
                 except ValueError as error:
                     if not broken_lines:
                         raise ValueError(f"{path}, line {number}: {error}") from error
