@@ -113,8 +113,9 @@ class SparsityConfig:
             if not _is_number(rate) or not 0 < rate <= 1:
                 raise ValueError(f"{name} is {rate}: a keep rate must be greater than 0 and at most 1")
         for name in ("image_policy", "text_policy"):
-            if getattr(self, name) in ("", None):
-                raise ValueError(f"{name} is {getattr(self, name)!r}: give the name of a method")
+            policy = getattr(self, name)
+            if policy == "" or policy is None or isinstance(policy, int | float | list | dict):
+                raise ValueError(f"{name} is {policy!r}: give the name of a method")
         for name in ("image_options", "text_options"):
             options = getattr(self, name)
             if not isinstance(options, Mapping) or not all(isinstance(key, str) for key in options):

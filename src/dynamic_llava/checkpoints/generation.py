@@ -54,10 +54,11 @@ def check_generation(folder: Path, text_config: Any) -> None:
 def _check_tokens(path: Path, settings: Mapping[str, Any], vocabulary: int) -> None:
     for name in TOKENS:
         given = settings.get(name)
-        is_list = isinstance(given, list) and name.endswith("eos_token_id")
-        for token in given if is_list else [given]:
+        may_be_list = name.endswith("eos_token_id")
+        tokens = given if isinstance(given, list) and may_be_list else [given]
+        for token in tokens:
             # -1 stands for no padding in old configs, but answers that it should end would never end.
-            lowest = 0 if name.endswith("eos_token_id") else -1
+            lowest = 0 if may_be_list else -1
             is_id = isinstance(token, int) and not isinstance(token, bool) and lowest <= token < vocabulary
             if token is not None and not is_id:
                 raise ValueError(
