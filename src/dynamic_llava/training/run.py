@@ -19,7 +19,14 @@ from dynamic_llava.training.feeding import Feed, feed
 from dynamic_llava.training.plan import Plan
 from dynamic_llava.training.recipe import Recipe
 from dynamic_llava.training.record import KEPT, Record
-from dynamic_llava.training.trainer import COMPLETE, Schedules, SparseTrainer, last_checkpoint, step_of
+from dynamic_llava.training.trainer import (
+    COMPLETE,
+    Schedules,
+    SparseTrainer,
+    go_on,
+    last_checkpoint,
+    step_of,
+)
 from dynamic_llava.training.watching import Bar, Log
 
 LOG = "log.jsonl"
@@ -101,7 +108,8 @@ def _checkpoint(output: Path, resume: bool) -> Path | None:
             f"{output}: no complete checkpoint to resume; remove the folder and run without --resume"
         )
     if not resume and output.exists() and any(path.name not in KEPT for path in output.iterdir()):
-        raise ValueError(f"{output}: holds an earlier run; pass --resume or remove the folder")
+        advice = go_on(output, "pass --resume, or remove the folder")
+        raise ValueError(f"{output}: holds an earlier run; {advice}")
     return checkpoint
 
 

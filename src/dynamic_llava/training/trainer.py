@@ -17,6 +17,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from dynamic_llava.data.training import LengthGrouped
+from dynamic_llava.files import first_line
 from dynamic_llava.training import optimizers
 from dynamic_llava.training.recipe import Recipe
 from dynamic_llava.training.stages.objective import Objective, counts
@@ -108,12 +109,9 @@ class SparseTrainer(Trainer):
         norm = super()._clip_grad_norm(model)
         if norm is not None and not torch.isfinite(torch.as_tensor(float(norm))):
             output = self.recipe.run.output
-            go_on = (
-                "--resume --allow-changes" if last_checkpoint(output) else "remove the folder and start again"
-            )
             raise FloatingPointError(
                 f"{output}: the gradient norm is {float(norm)} at step {self.state.global_step}; lower the "
-                f"learning rate and {go_on}"
+                f"learning rate, then {go_on(output, '--resume --allow-changes')}"
             )
         return norm
 
@@ -191,8 +189,8 @@ class SparseTrainer(Trainer):
         except (OSError, RuntimeError) as error:
             shutil.rmtree(folder, ignore_errors=True)
             raise OSError(
-                f"{folder}: the checkpoint could not be written ({str(error).splitlines()[0]}); free space, "
-                "then --resume from the one before"
+                f"{folder}: the checkpoint could not be written ({first_line(error)}); free space, then "
+                f"{go_on(folder.parent, '--resume from the one before')}"
             ) from error
 
 
@@ -200,6 +198,11 @@ def last_checkpoint(folder: Path) -> Path | None:
     """Return the last checkpoint in ``folder`` that was written to its end."""
     marks = folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{COMPLETE}")
     return max((mark.parent for mark in marks), key=step_of, default=None)
+
+
+def go_on(folder: Path, resume: str) -> str:
+    """Return what to do after a run has ended early: ``resume``, where there is something to resume from."""
+    return "remove the folder and start again" if last_checkpoint(folder) is None else resume
 
 
 def step_of(checkpoint: Path) -> int:
