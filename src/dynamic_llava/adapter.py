@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import warnings
 from collections.abc import Iterable
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from dynamic_llava import hub
 from dynamic_llava.config import SparsityConfig
-from dynamic_llava.files import replacing, write_json
+from dynamic_llava.files import read_object, replacing, write_json
 
 CONFIG_FILE = "sparsifier_config.json"
 WEIGHTS_FILE = "sparsifier.safetensors"
@@ -80,12 +79,14 @@ class Adapter:
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder / name} does not exist: {folder} holds no sparsifier")
+        values = read_object(folder / CONFIG_FILE)
         try:
-            values = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
             hidden_size = int(values.pop("hidden_size"))
+            if hidden_size < 1:
+                raise ValueError(f"hidden_size is {hidden_size}: it must be a whole number >= 1")
             base_model = str(values.pop("base_model_name_or_path", ""))
             config = SparsityConfig.from_dict(values)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"{folder / CONFIG_FILE} is no sparsifier config: {error}") from error
         path = folder / WEIGHTS_FILE
         try:

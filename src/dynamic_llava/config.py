@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -92,8 +92,11 @@ class SparsityConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        self.prompt_marker = tuple(self.prompt_marker)  # JSON has lists
-        self.text_margins = tuple(self.text_margins)
+        for name in ("prompt_marker", "text_margins"):
+            given = getattr(self, name)
+            if not isinstance(given, Sequence) or isinstance(given, str):
+                raise ValueError(f"{name} is {given!r}: it must be a list of numbers")
+            setattr(self, name, tuple(given))  # JSON has lists
         self.validate()
 
     def validate(self) -> None:
@@ -107,11 +110,12 @@ class SparsityConfig:
             )
         for name in ("image_keep_rate", "text_keep_rate", "prompt_keep_rate"):
             rate = getattr(self, name)
-            if not isinstance(rate, int | float) or not 0 < rate <= 1:
+            if not _is_number(rate) or not 0 < rate <= 1:
                 raise ValueError(f"{name} is {rate}: a keep rate must be greater than 0 and at most 1")
         for name in ("image_policy", "text_policy"):
-            if getattr(self, name) in ("", None):
-                raise ValueError(f"{name} is {getattr(self, name)!r}: give the name of a method")
+            policy = getattr(self, name)
+            if policy == "" or policy is None or isinstance(policy, int | float | list | dict):
+                raise ValueError(f"{name} is {policy!r}: give the name of a method")
         for name in ("image_options", "text_options"):
             options = getattr(self, name)
             if not isinstance(options, Mapping) or not all(isinstance(key, str) for key in options):
@@ -128,13 +132,19 @@ class SparsityConfig:
                 f"d_model is {self.d_model}: the predictors halve it twice, choose a multiple of 4"
             )
         margins = self.text_margins
-        if len(margins) == 1 or any(low > high for low, high in itertools.pairwise(margins)):
+        is_rising = all(map(_is_number, margins)) and list(margins) == sorted(margins)
+        if len(margins) == 1 or not is_rising:
             raise ValueError(f"text_margins is {margins}: it must be empty, or two or more rising quantiles")
-        if not self.dropped_key_bound > 0:
-            raise ValueError(f"dropped_key_bound is {self.dropped_key_bound}: it must be greater than 0")
         for name in ("min_answer_length", "min_prompt_length", "ratio_weight", "softmax_eps"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must not be negative")
+            value = getattr(self, name)
+            if not _is_number(value) or value < 0:
+                raise ValueError(f"{name} is {value!r}: it must be a number and not negative")
+        bound = self.dropped_key_bound
+        if bound != math.inf and not (_is_number(bound) and bound > 0):
+            raise ValueError(f"dropped_key_bound is {bound!r}: it must be a number greater than 0")
+        for name, numbers in (("seed", (self.seed,)), ("prompt_marker", self.prompt_marker)):
+            if not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
+                raise ValueError(f"{name} is {getattr(self, name)!r}: it must be of whole numbers")
 
     @property
     def text_threshold(self) -> float:
@@ -162,3 +172,8 @@ class SparsityConfig:
         if unknown:
             raise ValueError(f"unknown sparsity settings: {', '.join(unknown)}")
         return cls(**values)
+
+
+def _is_number(value: Any) -> bool:
+    """Tell whether a value is a finite number; a bool is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
+
+TOO_DEEP = "lists or objects lie too deep in each other"
 
 
 def check_file(option: str, path: Path) -> None:
@@ -47,6 +50,38 @@ def check_folder(option: str, folder: Path) -> None:
         ) from error
 
 
+def parse_json(text: bytes) -> Any:
+    """Read one JSON value; whatever goes wrong is a ``ValueError`` with the reason."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError(TOO_DEEP) from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 text: {error}") from error
+    except ValueError as error:  # also numbers of thousands of digits
+        raise ValueError(f"not JSON: {error}") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds one object.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ValueError
+        It holds something else, or is no file.
+    """
+    check_input(path, "JSON file")
+    try:
+        found = parse_json(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: holds {type(found).__name__}, it must be an object of settings")
+    return found
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside ``path`` to write to; rename it to ``path`` once the block has succeeded.
@@ -62,9 +97,43 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def check_input(path: Path, what: str) -> None:
+    """Refuse a file that cannot be read, before it is opened.
+
+    Parameters
+    ----------
+    what
+        What it should be, for the message.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ValueError
+        It is a folder, a pipe or a device, or its name cannot be one.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(f"{path}: no such {what}; check the path") from error
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # a name that is too long or no text, a folder that is closed to us
+        raise ValueError(f"{path}: cannot be read: {first_line(error)}; check the path") from error
+    if not stat.S_ISREG(mode):
+        found = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+        raise ValueError(f"{path}: is not a file but {found}; give the path of a {what}")
+
+
 def first_line(error: Exception) -> str:
     """Return an error's message without the advice that follows it."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return one_line((str(error).strip() or type(error).__name__).splitlines()[0])
+
+
+def one_line(text: str) -> str:
+    """Return a message that any terminal takes: in one line, halves of surrogate pairs written out."""
+    return " ".join(text.split()).encode(errors="backslashreplace").decode()
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from tests.checkpoints import official
 import dynamic_llava
 from dynamic_llava.checkpoints import convert, save
 from dynamic_llava.checkpoints.official import processor as processors
+from dynamic_llava.checkpoints.writing import ShardWriter
 
 
 @pytest.fixture
@@ -127,8 +128,65 @@ def test_converting_refuses_what_makes_no_sense(folder: Path, tmp_path: Path) ->
         convert(folder, folder)
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="no part of a checkpoint"):
+    with pytest.raises(ValueError, match=r"taken holds notes\.txt, which convert did not write: .* --force"):
         convert(folder, tmp_path / "taken")
+
+
+def test_converting_replaces_what_it_wrote_and_asks_before_it_replaces_more(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    convert(folder, out)
+    convert(folder, out)
+    dynamic_llava.load_model(out)
+    for spoil in (
+        lambda: (out / "config.json").write_text((out / "config.json").read_text()),  # edited since
+        lambda: (out / "official" / "mine.txt").write_text("mine"),
+        lambda: (out / ".converted").unlink(),
+        lambda: (out / ".converted").write_text('{"files": 7}'),
+        lambda: [shutil.rmtree(out), out.mkdir(), (out / "a").symlink_to("nowhere")],
+    ):
+        spoil()
+        before = {path: path.lstat().st_mtime_ns for path in out.rglob("*")}
+        with pytest.raises(ValueError, match=r"which convert did not write: .* or pass --force"):
+            convert(folder, out)
+        assert {path: path.lstat().st_mtime_ns for path in out.rglob("*")} == before
+        with monkeypatch.context() as patch:
+            patch.setattr(ShardWriter, "close", disk_full)
+            with pytest.raises(OSError, match="disk full"):
+                convert(folder, out, force=True)
+        assert {path: path.lstat().st_mtime_ns for path in out.rglob("*")} == before
+        convert(folder, out, force=True)
+        assert not (out / "official" / "mine.txt").exists()
+        dynamic_llava.load_model(out)
+
+
+def disk_full(self: ShardWriter) -> None:
+    raise OSError("disk full")
+
+
+def test_converting_never_replaces_what_is_in_use(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home" / "me"))
+    (tmp_path / "home" / "me").mkdir(parents=True)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for out, what in (
+        (folder.parent, "the source"),
+        (Path(), "the current folder"),
+        (tmp_path / "home", "your"),
+    ):
+        with pytest.raises(ValueError, match=f"holds {what}"):
+            convert(folder, out, force=True)
+
+
+def test_a_folder_that_was_being_replaced_comes_back(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / ".out.replaced").mkdir()
+    (tmp_path / ".out.replaced" / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds mine\.txt"):
+        convert(folder, tmp_path / "out")
+    assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
 
 
 def test_adapter_names_its_base_and_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,6 +120,8 @@ def test_bad_picture(
     [
         ("<image> <image> what?", "2 <image> placeholders for 1 pictures"),
         ("", "the prompt is empty"),
+        ("word " * 3000, "tokens, those of pictures included, are too many for the model's 2,048 positions"),
+        ("caf\udce9?", "the text is not valid Unicode: half a surrogate pair, or bytes that are not UTF-8"),
     ],
 )
 def test_bad_prompt(prompt: str, message: str, command: Command, picture: Path, checkpoint: Path) -> None:
@@ -139,3 +141,26 @@ def test_bad_keep_rate(rate: str, command: Command, picture: Path, checkpoint: P
     line = refused(command, *ask, "--image-keep-rate", rate)
     assert "image_keep_rate" in line
     assert "greater than 0 and at most 1" in line
+
+
+def test_long_answer(command: Command, picture: Path, checkpoint: Path) -> None:
+    ask = ("generate", "--image", picture, "--prompt", "what?", "--model", checkpoint)
+    assert "ask for at most 1," in refused(command, *ask, "--max-new-tokens", 10**30)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{% for", "TemplateSyntaxError: "),
+        ("{{ messages[9]['role'] }}", "UndefinedError: list object has no element 9"),
+        ("{{ raise_exception('no system prompt') }}", "TemplateError: no system prompt"),
+        ("{{ messages + 3 }}", "TypeError: "),
+        ("{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "RecursionError: "),
+    ],
+)
+def test_broken_chat_template(
+    template: str, message: str, command: Command, picture: Path, copied: Path
+) -> None:
+    (copied / "chat_template.jinja").write_text(template)
+    line = refused(command, "generate", "--image", picture, "--prompt", "what?", "--model", copied)
+    assert f"the checkpoint's chat template cannot write this prompt ({message}" in line

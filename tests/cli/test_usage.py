@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from tests.command_line import Command, refused
 
 from dynamic_llava import cli
@@ -46,6 +47,44 @@ def test_other_broken_pipes_are_told(
 
     monkeypatch.setattr(cli.model, "load", broken)
     assert "a worker is gone" in refused(command, "generate", "--image", picture, "--prompt", "what?")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (KeyError("gone"), "error: KeyError: 'gone'; dynamic-llava --traceback shows where it arose\n"),
+        (TypeError("a\nb \udce9"), "error: TypeError: a; dynamic-llava --traceback shows where it arose\n"),
+        (ValueError("a\nb \udce9"), "error: a b \\udce9\n"),
+        (MemoryError(), "error: out of memory: MemoryError; ask for less at once, or take a smaller dtype\n"),
+        (torch.OutOfMemoryError("no 7 GiB"), "error: out of memory: no 7 GiB; ask for less at once"),
+        (RecursionError("too deep"), "error: RecursionError: too deep; "),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_errors_that_nobody_foresaw_end_with_one_line_too(
+    error: Exception, message: str, command: Command, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(source: str) -> None:
+        raise error
+
+    monkeypatch.setattr(cli.model, "load", broken)
+    line = refused(command, "generate", "--image", picture, "--prompt", "what?")
+    assert line.startswith(message)
+
+
+def test_help_that_cannot_be_written() -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no device that is always full")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "dynamic_llava", "--help"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    assert (done.returncode, done.stderr) == (2, "error: [Errno 28] No space left on device\n")
 
 
 def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:

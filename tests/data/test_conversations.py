@@ -84,6 +84,25 @@ def test_long_lists_are_read_in_pieces(tmp_path: Path) -> None:
         ),
         ({"image": None}, "1 <image> for 0 pictures"),
         ({"image": ["a.png", "b.png"]}, "1 <image> for 2 pictures"),
+        ({"image": [None]}, r"entry 1 \(id s1\): 'image' holds NoneType; it must be the name of a picture"),
+        ({"image": [["a.png"]]}, "'image' holds list"),
+        ({"image": {"path": "a.png"}}, "'image' holds dict"),
+        ({"image": 7}, "'image' holds int"),
+        ({"image": float("nan")}, "'image' holds float"),
+        ({"image": False}, "'image' holds bool"),
+        ({"id": None, "conversations": None}, r"entry 1 \(id 1\): no conversations"),
+        (
+            {"id": "a\nb" + "c" * 999, "conversations": 7},
+            r"\(id a b" + "c" * 77 + r"\.\.\.\): no conversations",
+        ),
+        ({"id": "\ud83d", "conversations": {}}, r"\(id \\ud83d\): no conversations"),
+        ({"conversations": [7]}, "'from' and 'value'"),
+        ({"conversations": [{"from": "human", "value": None}]}, "'from' and 'value'"),
+        ({"conversations": [{"from": "human", "value": ["a"]}]}, "'from' and 'value'"),
+        ({"conversations": [{"from": ["human"], "value": "a"}]}, r"unknown role \['human'\]"),
+        ({"conversations": [{"from": None, "value": "a"}]}, "unknown role None"),
+        ({"conversations": [{"from": "x" * 999, "value": "a"}]}, r"unknown role 'x{79}\.\.\.;"),
+        ({"conversations": [{"from": "human", "value": "\ud83d?"}]}, r"s1\): the text is not valid Unicode"),
     ],
 )
 def test_a_broken_entry_is_named(tmp_path: Path, broken: dict[str, Any], says: str) -> None:
@@ -91,8 +110,43 @@ def test_a_broken_entry_is_named(tmp_path: Path, broken: dict[str, Any], says: s
     path.write_text(json.dumps([entry(0), entry(1) | broken, entry(2)]))
     read = Conversations(path)
     assert read[2].turns == (("<image>\nWhat is it?", "Answer 2.0"),)
-    with pytest.raises(BadSample, match=says):
+    with pytest.raises(BadSample, match=says) as caught:
         read[1]
+    assert "\n" not in str(caught.value)
+    str(caught.value).encode()
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (b'{"id": ', "not JSON"),
+        (b'{"id": "\xe9"}', "not UTF-8"),
+        (b'{"id": ' + b"[" * 100_000, "too deep"),
+        (b'{"id": ' + b"9" * 5000 + b"}", "not JSON: .* digits"),
+        (b"null", "expected an object, found NoneType"),
+        (b"[1]", "expected an object, found list"),
+    ],
+)
+def test_a_broken_line_is_refused_with_its_file_or_left_to_its_reader(
+    tmp_path: Path, line: bytes, says: str
+) -> None:
+    path = tmp_path / "mix.jsonl"
+    path.write_bytes(b"\n".join([json.dumps(entry(0)).encode(), line, json.dumps(entry(2)).encode()]))
+    read = Conversations(path, on_error="skip")
+    assert [read[i].name for i in (0, 2)] == ["s0", "s2"]
+    with pytest.raises(BadSample, match=rf"^mix.jsonl, entry 1: .*{says}"):
+        read[1]
+    assert read.fingerprint()["entries"] == 3
+    if "expected" not in says:
+        with pytest.raises(ValueError, match=rf"mix.jsonl, line 2: .*{says}"):
+            Conversations(path)
+
+
+def test_a_message_survives_a_process_that_loads_data() -> None:
+    wrapped = (
+        "Caught BadSample in worker 0.\nOriginal Traceback:\n  File x\ndynamic_llava.BadSample: x: broken\n"
+    )
+    assert str(BadSample(wrapped)) == "x: broken"
 
 
 @pytest.mark.parametrize(
@@ -111,7 +165,9 @@ def test_a_broken_entry_is_named(tmp_path: Path, broken: dict[str, Any], says: s
         ("a.json", "[" * 100_000, "too deep"),
         ("a.json", "[]", "no entries"),
         ("a.json", '[{"id": "\xe9"}]', "not UTF-8"),
-        ("a.jsonl", '{"id": "\xe9"}', "not UTF-8"),
+        ("a.jsonl", '{"id": "\xe9"}', "line 1: not UTF-8"),
+        ("a.json", "[" + "9" * 5000 + "]", "not a JSON list: Exceeds the limit"),
+        ("a.json", "\xff\xfe[", "it begins with"),
     ],
 )
 def test_a_broken_file_is_named(tmp_path: Path, name: str, text: str, says: str) -> None:
@@ -136,6 +192,8 @@ def test_a_file_that_changes_while_it_is_used_is_refused(tmp_path: Path, opened:
 def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such file"):
         Conversations(tmp_path / "none.json")
+    with pytest.raises(ValueError, match="is not a file but a folder"):
+        Conversations(tmp_path)
     path = tmp_path / "mix.json"
     path.write_text(json.dumps([entry(0)]))
     with pytest.raises(FileNotFoundError, match="no such folder"):

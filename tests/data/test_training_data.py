@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import os
+import struct
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -37,6 +43,12 @@ def processor_with(template: str | None) -> LlavaProcessor:
     if template == QWEN:
         processor.tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     return processor
+
+
+@functools.cache
+def plain_processor() -> LlavaProcessor:
+    """A processor that tests do not change."""
+    return processor_with(None)
 
 
 @pytest.fixture(scope="module", params=["nano", "vicuna", "qwen"])
@@ -120,7 +132,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def dataset(folder: Path, **settings: Any) -> ConversationDataset:
-    return ConversationDataset(Conversations(folder / "mix.json"), processor_with(None), **settings)
+    return ConversationDataset(Conversations(folder / "mix.json"), plain_processor(), **settings)
 
 
 def test_broken_pictures_stop_with_their_id_or_are_counted(folder: Path) -> None:
@@ -151,6 +163,99 @@ def test_long_entries_are_cut_and_counted_and_never_inside_a_picture(folder: Pat
     assert item["truncated"] == 1
     with pytest.raises(BadSample, match="s7: no answer within 100 tokens"):
         dataset(folder, max_length=100)[7]
+
+
+@pytest.mark.parametrize("max_length", range(160, 320, 11))
+def test_a_cut_takes_later_pictures_whole_with_all_behind_them(tmp_path: Path, max_length: int) -> None:
+    turns = [turn for _ in "ab" for turn in entry(0)["conversations"]]
+    (tmp_path / "mix.json").write_text(
+        json.dumps([entry(0) | {"image": ["0.png"] * 2, "conversations": turns}])
+    )
+    picture().save(tmp_path / "0.png")
+    whole = dataset(tmp_path)[0]
+    item = dataset(tmp_path, max_length=max_length)[0]
+    length = len(item["input_ids"])
+    assert length <= max_length
+    assert torch.equal(item["input_ids"], whole["input_ids"][:length])
+    mark = plain_processor().tokenizer.convert_tokens_to_ids("<image>")
+    pictures = len(item["pixel_values"])
+    assert (item["input_ids"] == mark).sum() == 144 * pictures
+    lost = [] if pictures == 2 else [f"s0: cut to {length} tokens, before picture 2 of 2"]
+    assert item["cut"] == collate([item], pad=0)["cut"] == lost
+    assert item["truncated"] == (len(whole["input_ids"]) > max_length)
+    assert length == min(max_length, len(whole["input_ids"])) or pictures == 1
+
+
+@pytest.mark.parametrize("max_length", [160, 2048])
+def test_what_the_model_has_no_positions_for_is_broken(folder: Path, max_length: int) -> None:
+    settings = {"positions": 170, "max_length": max_length}
+    if max_length < 170:
+        assert len(dataset(folder, **settings)[7]["input_ids"]) == max_length
+        return
+    with pytest.raises(BadSample, match=r"^s7: .* the model's 170 positions; .* let max_length cut it"):
+        dataset(folder, **settings)[7]
+    skipped = dataset(folder, on_error="skip", **settings)[7]["skipped"]
+    assert [reason[:2] for reason in skipped] == ["s7"]
+
+
+def fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def truncated(path: Path) -> None:
+    noise_HWC = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise_HWC).save(path, format="JPEG")
+    path.write_bytes(path.read_bytes()[:1500])
+
+
+def without_pixels(path: Path) -> None:
+    header = b"BM" + struct.pack("<IHHI", 58, 0, 0, 54)
+    path.write_bytes(header + struct.pack("<IiiHHIIiiII", 40, 0, 8, 1, 24, 0, 4, 0, 0, 0, 0) + bytes(4))
+
+
+def bomb(path: Path) -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+    )
+
+
+def loop(path: Path) -> None:
+    path.symlink_to(path)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, Path.touch, fifo, truncated, without_pixels, bomb, loop])
+def test_no_picture_ends_a_training_that_skips(make: Callable[[Path], None], tmp_path: Path) -> None:
+    make(tmp_path / "0.png")
+    picture().save(tmp_path / "1.png")
+    (tmp_path / "mix.json").write_text(json.dumps([entry(0), entry(1)]))
+    (reason,) = dataset(tmp_path, on_error="skip")[0]["skipped"]
+    assert reason.startswith(f"s0: {tmp_path / '0.png'}: ")
+    assert "\n" not in reason
+    with pytest.raises(BadSample, match=r"^s0: "):
+        dataset(tmp_path)[0]
+
+
+@pytest.mark.parametrize("name", ["", "a\0b", "\ud83d.png", "n" * 300, "../" * 2000, "0.png/0.png"])
+def test_no_name_of_a_picture_ends_a_training_that_skips(name: str, tmp_path: Path) -> None:
+    picture().save(tmp_path / "1.png")
+    (tmp_path / "mix.json").write_text(json.dumps([entry(0) | {"image": [name]}, entry(1)]))
+    (reason,) = dataset(tmp_path, on_error="skip")[0]["skipped"]
+    assert reason.startswith("s0: ")
+
+
+def test_whatever_a_processor_raises_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = dataset(folder)
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("by zero\nand more")
+
+    monkeypatch.setattr(data.processor.image_processor, "preprocess", broken)
+    with pytest.raises(BadSample, match=r"^s0: cannot be encoded: ZeroDivisionError: by zero$"):
+        data[0]
 
 
 def test_batches_pad_on_the_right_and_keep_pictures_in_order(folder: Path) -> None:

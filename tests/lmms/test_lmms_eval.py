@@ -137,3 +137,12 @@ def test_videos_are_refused(checkpoint: Path) -> None:
     plain.task_dict = {"task": {"test": [["clip.mp4"]]}}
     with pytest.raises(ValueError, match="reads pictures, not str"):
         plain.generate_until([asked("what happens?")])
+
+
+@pytest.mark.parametrize(("context", "longest"), [("is it red? " * 1000, 12), ("is it red?", 2048)])
+def test_what_the_model_has_no_positions_for_is_refused_by_name(
+    checkpoint: Path, context: str, longest: int
+) -> None:
+    requests = [asked("what?"), asked(context, 3, max_new_tokens=longest)]
+    with pytest.raises(ValueError, match=r"^task, document 3: .* too many for the model's 2,048 positions"):
+        model(checkpoint, batch_size=2).generate_until(requests)

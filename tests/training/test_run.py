@@ -127,12 +127,45 @@ def test_infinite_loss_stops_before_the_weights_change(
 
     monkeypatch.setattr(DenseObjective, "logits", explode)
     recipe = write_recipe("run")
-    with pytest.raises(FloatingPointError, match="step 3"):
+    with pytest.raises(FloatingPointError, match=r"step 3.* then --resume --allow-changes$"):
         run.train(recipe)
     checkpoint = trainer.last_checkpoint(recipe.with_suffix(""))
     assert checkpoint is not None
     assert checkpoint.name == "checkpoint-2"
     assert all(tensor.isfinite().all() for tensor in load_file(checkpoint / "model.safetensors").values())
+
+
+def test_infinite_loss_at_the_first_step_advises_no_resuming(
+    write_recipe: WriteRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = DenseObjective.logits
+
+    def explode(self, group, **masks):  # type: ignore[no-untyped-def]
+        return forward(self, group, **masks) * float("nan")
+
+    recipe = write_recipe("run")
+    with monkeypatch.context() as patch:
+        patch.setattr(DenseObjective, "logits", explode)
+        with pytest.raises(
+            FloatingPointError, match=r"learning rate, then remove the folder and start again$"
+        ):
+            run.train(recipe)
+    run.train(recipe)  # nothing but what a run is begun with was left
+
+
+def test_full_disk_at_the_first_checkpoint_advises_no_resuming(
+    write_recipe: WriteRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args, **kwargs):  # type: ignore[no-untyped-def]
+        raise OSError(28, "No space left on device")
+
+    recipe = write_recipe("run")
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(OSError, match=r"free space, then remove the folder and start again$"):
+            run.train(recipe)
+    with pytest.raises(ValueError, match=r"holds an earlier run; remove the folder and start again$"):
+        run.train(recipe)
 
 
 def test_used_output_folder_is_refused_unless_resumed(write_recipe: WriteRecipe) -> None:

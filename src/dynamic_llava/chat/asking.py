@@ -14,8 +14,10 @@ from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 from transformers.generation.streamers import BaseStreamer
 
 from dynamic_llava.chat.images import as_rgb
+from dynamic_llava.chat.positions import check_positions, positions_of
 from dynamic_llava.chat.prompt import chat_prompt
 from dynamic_llava.core.report import Report
+from dynamic_llava.files import first_line
 
 
 @dataclass(frozen=True)
@@ -41,17 +43,30 @@ def encode(processor: ProcessorMixin, prompts: Sequence[str], images: Sequence[I
     """Tokenise chat prompts and their pictures, in order, into one left-padded batch.
 
     Pictures of any mode are seen as `open_image` reads them from a file.
+
+    Raises
+    ------
+    ValueError
+        A picture cannot be used, or the processor cannot, as its files have it.
     """
     begin = processor.tokenizer.bos_token
-    return processor(
-        text=list(prompts),
-        images=[as_rgb(image) for image in images] or None,
-        padding=True,
-        padding_side="left",
-        # Some templates write the begin mark themselves, others leave it to the tokenizer.
-        add_special_tokens=begin is None or not prompts[0].startswith(begin),
-        return_tensors="pt",
-    )
+    seen = [as_rgb(image) for image in images] or None
+    try:
+        return processor(
+            text=list(prompts),
+            images=seen,
+            padding=True,
+            padding_side="left",
+            # Some templates write the begin mark themselves, others leave it to the tokenizer.
+            add_special_tokens=begin is None or not prompts[0].startswith(begin),
+            return_tensors="pt",
+            verbose=False,  # `check_positions` says what is too long
+        )
+    except Exception as error:  # settings in its files that do not go together raise anything
+        raise ValueError(
+            f"the checkpoint's processor fails on this prompt ({type(error).__name__}: {first_line(error)}); "
+            "compare its files with those of the original model"
+        ) from error
 
 
 def ask(
@@ -76,8 +91,14 @@ def ask(
         The longest answer.
     streamer : BaseStreamer, optional
         Receives the tokens as they come.
+
+    Raises
+    ------
+    ValueError
+        A picture or the prompt cannot be used, or prompt and answer are longer than the model's positions.
     """
     inputs = encode(processor, [chat_prompt(processor, prompt, len(images))], images).to(model.device)
+    check_positions(positions_of(model.config), inputs["input_ids"].shape[1], max_new_tokens)
     sequence_BN = greedy(model, inputs, max_new_tokens, streamer)
     answer = sequence_BN[0].tolist()
     text = processor.decode(answer, skip_special_tokens=True).strip()

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from dynamic_llava.files import check_input
+
 MAX_PIXELS = 64_000_000
 """Largest picture that is decoded; a small compressed file may hold any number of pixels."""
 
@@ -79,17 +81,9 @@ def as_rgb(image: Image.Image, name: str | Path | None = None) -> Image.Image:
 
 def _check_file(path: Path) -> None:
     """Judge a file before it is opened."""
-    try:
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: no such picture; check the path")
-        if not path.is_file():
-            raise ValueError(f"{path}: is not a file; give the path of one picture")
-        if path.stat().st_size == 0:
-            raise ValueError(f"{path}: the picture file is empty; export or download it again")
-    except FileNotFoundError:
-        raise
-    except OSError as error:  # a name that is too long, a folder that may not be entered
-        raise ValueError(f"{path}: cannot be read: {error.strerror}; check the path") from error
+    check_input(path, "picture")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path}: the picture file is empty; export or download it again")
 
 
 @contextmanager

@@ -9,6 +9,8 @@ from typing import Any
 
 from transformers import ProcessorMixin
 
+from dynamic_llava.files import first_line
+
 PLACEHOLDER = "<image>"
 """Where a picture stands in a user's prompt; without any, the pictures come first."""
 
@@ -36,7 +38,8 @@ def chat_prompt(
     Raises
     ------
     ValueError
-        The prompt is empty, its placeholders do not match the pictures, or there is no chat template.
+        The prompt is empty or no valid text, its placeholders do not match the pictures, or the chat template
+        is missing or broken.
     """
     return apply_template(processor, _turns(prompt, pictures, earlier), add_generation_prompt=True)
 
@@ -65,11 +68,36 @@ def chat_answer(
 def apply_template(
     processor: ProcessorMixin, turns: list[dict[str, Any]], add_generation_prompt: bool = False
 ) -> str:
-    """Write turns with the checkpoint's chat template; ``ValueError`` where it has none."""
+    """Write turns with the checkpoint's chat template; ``ValueError`` where it has none, or it is broken."""
     if processor.chat_template is None:
         raise ValueError("the checkpoint has no chat template; add a chat_template.jinja to its folder")
-    text = processor.apply_chat_template(turns, add_generation_prompt=add_generation_prompt, tokenize=False)
+    try:
+        text = processor.apply_chat_template(
+            turns, add_generation_prompt=add_generation_prompt, tokenize=False
+        )
+    except Exception as error:  # a template is a program: it may raise anything
+        raise ValueError(
+            f"the checkpoint's chat template cannot write this prompt ({type(error).__name__}: "
+            f"{first_line(error)}); correct it in the checkpoint's folder"
+        ) from error
     return str(text)
+
+
+def check_text(text: str) -> None:
+    """Refuse text that no tokenizer takes.
+
+    Raises
+    ------
+    ValueError
+        It holds half a surrogate pair: bytes of a command line that are no UTF-8, or a broken escape in JSON.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            "the text is not valid Unicode: half a surrogate pair, or bytes that are not UTF-8, at character "
+            f"{error.start + 1}; write it anew"
+        ) from error
 
 
 def user_turn(text: str) -> dict[str, Any]:
@@ -142,4 +170,5 @@ def _begun(text: str) -> str:
 
 
 def _text_part(text: str) -> dict[str, str]:
+    check_text(text)
     return {"type": "text", "text": text}

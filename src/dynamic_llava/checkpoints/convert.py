@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,11 +28,11 @@ from dynamic_llava.checkpoints.official.checkpoint import (
 )
 from dynamic_llava.checkpoints.official.config import official_config, predictors_off, sparsity_config
 from dynamic_llava.checkpoints.official.processor import picture_settings
-from dynamic_llava.checkpoints.save import replacing_folder
+from dynamic_llava.checkpoints.save import MARK, replacing_folder
 from dynamic_llava.checkpoints.source import Source
 from dynamic_llava.checkpoints.weights import Weights
 from dynamic_llava.checkpoints.writing import SHARD_BYTES, ShardWriter
-from dynamic_llava.files import write_json
+from dynamic_llava.files import read_object, write_json
 from dynamic_llava.sparsifier import Sparsifier
 
 Format = Literal["transformers", "official"]
@@ -61,6 +62,7 @@ def convert(
     vision_tower: str | Path | None = None,
     shard_bytes: int = SHARD_BYTES,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    force: bool = False,
 ) -> Conversion:
     """Write a checkpoint in the other format; every tensor is accounted for before the result gets its name.
 
@@ -69,7 +71,7 @@ def convert(
     source
         Folder or hub id.
     out
-        Folder of the result; a checkpoint there is replaced, anything else refused.
+        Folder of the result. What an earlier conversion wrote there is replaced.
     to
         ``"transformers"`` (ours) from the official format, or ``"official"`` from ours.
     dtype
@@ -80,13 +82,15 @@ def convert(
         Largest file of weights, and about what the conversion needs of memory.
     progress
         Called with the number of tensors written and of all.
+    force
+        Replace all that ``out`` holds, whoever wrote it, once the conversion has succeeded.
 
     Raises
     ------
     FileNotFoundError
         If a file is missing.
     ValueError
-        If the source is in the target format already, or is broken.
+        If the source is in the target format already, or is broken, or ``out`` must not be replaced.
     """
     found = Source(source, vision_tower)
     if found.kind == "predictors":
@@ -95,16 +99,54 @@ def convert(
         raise ValueError(f"{found.folder} is in the {to} format already: nothing to convert")
     if Path(out).resolve() == found.folder.resolve():
         raise ValueError(f"{out} is the source itself: choose another folder")
-    with replacing_folder(Path(out)) as partial:
-        writer = ShardWriter(partial, shard_bytes)
+    check = partial(_check_replaced, source=found.folder, force=force)
+    with replacing_folder(Path(out), check) as folder:
+        writer = ShardWriter(folder, shard_bytes)
         if to == "transformers":
             _to_transformers(found, dtype, writer, progress)
         else:
             _to_official(found, dtype, writer, progress)
         writer.close()
+        write_json(folder / MARK, {"format": to, "files": _listed(folder)})
     names = sum(map(len, writer.names))
     has_sparsifier = found.adapter is not None
     return Conversion(Path(out), to, names, writer.total_bytes, len(writer.names), has_sparsifier)
+
+
+def _check_replaced(out: Path, source: Path, force: bool) -> None:
+    """Refuse to replace what `convert` did not write, unless ``force``; never what is in use."""
+    for used, what in (
+        (source, "the source"),
+        (Path.cwd(), "the current folder"),
+        (Path.home(), "your home"),
+    ):
+        if used.resolve().is_relative_to(out):
+            raise ValueError(f"{out} holds {what}: choose another folder")
+    foreign = None if force else _foreign(out)
+    if foreign is not None:
+        raise ValueError(
+            f"{out} holds {foreign}, which convert did not write: choose another folder, or pass --force to "
+            "replace all of it"
+        )
+
+
+def _foreign(out: Path) -> str | None:
+    """Return the first file in a folder that is not as `convert` wrote it; None if there is none."""
+    if not out.exists():
+        return None
+    written = read_object(out / MARK).get("files") if (out / MARK).is_file() else {}
+    known = written.items() if isinstance(written, dict) else ()
+    return next((name for name, state in _listed(out).items() if (name, state) not in known), None)
+
+
+def _listed(folder: Path) -> dict[str, list[int]]:
+    """Return size and time of each file below a folder, but for the list of them itself."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.name != MARK and not (path.is_dir() and not path.is_symlink()):
+            status = path.lstat()
+            found[path.relative_to(folder).as_posix()] = [status.st_size, status.st_mtime_ns]
+    return found
 
 
 def _to_transformers(

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import AutoProcessor, LlavaProcessor, ProcessorMixin
 
 from dynamic_llava.checkpoints.tokenizer import check_tokenizer
-from dynamic_llava.files import first_line
+from dynamic_llava.files import check_input, first_line, read_object
 
 WITH_CLASS_TOKEN = ("clip_vision_model",)  # towers with one token more than patches
 
@@ -24,10 +24,23 @@ def read_processor(folder: Path, config: Any) -> ProcessorMixin:
         If it cannot be read.
     """
     check_tokenizer(folder)
+    for path in filter(Path.is_dir, folder.glob("*.json")):
+        check_input(path, "JSON file")  # transformers goes on without what it holds
     try:
         processor: ProcessorMixin = AutoProcessor.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder}: the processor cannot be read: {first_line(error)}") from error
+    except ImportError:
+        raise
+    except Exception as error:  # broken files raise anything in transformers
+        for path in sorted(folder.glob("*.json")):
+            read_object(path)  # names the file that it was
+        raise ValueError(
+            f"{folder}: the processor cannot be read: {type(error).__name__}: {first_line(error)}"
+        ) from error
+    if not isinstance(processor, ProcessorMixin):  # transformers takes the tokenizer alone for one
+        raise ValueError(
+            f"{folder}: transformers finds no processor, only {type(processor).__name__}: check "
+            "processor_class in processor_config.json"
+        )
     if isinstance(processor, LlavaProcessor):
         _complete(processor, config)
     return processor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from dynamic_llava.adapter import check_merged
 
-OWN_FILES = (".json", ".safetensors", ".bin", ".model", ".jinja", ".txt", ".md", ".gitattributes")
+MARK = ".converted"  # lists what `convert` wrote
+OWN_FILES = (".json", ".safetensors", ".bin", ".model", ".jinja", ".txt", ".md", ".gitattributes", MARK)
 OWN_FOLDERS = ("official", "vision_tower")
 
 
@@ -36,23 +37,32 @@ def save(model: PreTrainedModel, processor: ProcessorMixin | None, folder: str |
             replace(sparsifier.adapter(), base_model="").save(partial)
 
 
-@contextmanager
-def replacing_folder(folder: Path) -> Iterator[Path]:
-    """Give a folder to write into, which takes the place of ``folder`` if the block succeeds.
-
-    Raises
-    ------
-    ValueError
-        If ``folder`` exists and holds something else than a checkpoint.
-    """
-    folder = folder.resolve()
+def check_checkpoint(folder: Path) -> None:
+    """Raise ``ValueError`` if ``folder`` exists and holds something else than a checkpoint."""
     stranger = _stranger(folder)
     if stranger is not None:
         raise ValueError(
             f"{folder} holds {stranger}, which is no part of a checkpoint: choose another folder or remove it"
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def replacing_folder(folder: Path, check: Callable[[Path], None] = check_checkpoint) -> Iterator[Path]:
+    """Give a folder to write into, which takes the place of ``folder`` if the block succeeds.
+
+    Until then nothing of ``folder`` is touched, and it goes as a whole or not at all.
+
+    Raises
+    ------
+    ValueError
+        If ``check`` raises it, because ``folder`` holds what must stay.
+    """
+    folder = folder.resolve()
     partial, replaced = (folder.with_name(f".{folder.name}.{state}") for state in ("partial", "replaced"))
+    if replaced.exists() and not folder.exists():
+        replaced.rename(folder)  # a run was killed between the two names that a swap gives
+    check(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     for leftover in (partial, replaced):
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir()
@@ -73,8 +83,12 @@ def _stranger(folder: Path) -> str | None:
     entries = sorted(folder.iterdir())
     if entries and not (folder / "config.json").is_file():
         return entries[0].name
-    own = [e for e in entries if e.name in OWN_FOLDERS or (e.is_file() and e.suffix in OWN_FILES)]
+    own = [e for e in entries if e.name in OWN_FOLDERS or _is_own_file(e)]
     return next((entry.name for entry in entries if entry not in own), None)
+
+
+def _is_own_file(path: Path) -> bool:
+    return path.is_file() and (path.suffix in OWN_FILES or path.name in OWN_FILES)
 
 
 def _swap(partial: Path, folder: Path, replaced: Path) -> None:
@@ -85,6 +99,6 @@ def _swap(partial: Path, folder: Path, replaced: Path) -> None:
     folder.rename(replaced)
     try:
         partial.rename(folder)
-    except OSError:
+    except BaseException:
         replaced.rename(folder)
         raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -13,13 +12,14 @@ from transformers import LlavaConfig, ProcessorMixin
 from dynamic_llava import hub
 from dynamic_llava.adapter import CONFIG_FILE, WEIGHTS_FILE, Adapter
 from dynamic_llava.checkpoints.configs import made_from
+from dynamic_llava.checkpoints.generation import check_generation
 from dynamic_llava.checkpoints.official.checkpoint import OfficialCheckpoint
 from dynamic_llava.checkpoints.official.config import is_official
 from dynamic_llava.checkpoints.official.tower import Tower
 from dynamic_llava.checkpoints.processor import read_processor
 from dynamic_llava.checkpoints.tokenizer import has_tokenizer
 from dynamic_llava.checkpoints.weights import Weights
-from dynamic_llava.files import first_line
+from dynamic_llava.files import read_object
 
 HUB_FILES = ["*.json", "*.safetensors", "*.bin", "*.model", "*.jinja", "*.txt"]
 Kind = Literal["stock", "official", "predictors"]
@@ -73,10 +73,12 @@ class Source:
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist: {self.folder} is no checkpoint")
         try:
-            raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            raw = read_object(path)
             model_type = raw["model_type"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is no model config: {first_line(error)}") from error
+        except KeyError as error:
+            raise ValueError(f"{path} is no model config: it has no {error}") from error
+        if not isinstance(model_type, str):
+            raise ValueError(f"{path} is no model config: model_type is {model_type!r}, it must be a name")
         if model_type != "llava" and not is_official(raw):
             raise ValueError(
                 f"{self.folder} holds a {model_type} model: llava (transformers), llava_llama, llava_mistral "
@@ -90,7 +92,9 @@ class Source:
         if self.kind == "official":
             return self.official.config
         with made_from(self.folder / "config.json", "LLaVA"):
-            return LlavaConfig.from_dict(self.raw)
+            config = LlavaConfig.from_dict(self.raw)
+        check_generation(self.folder, config.text_config)
+        return config
 
     @cached_property
     def weights(self) -> Weights:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 import warnings
@@ -14,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dynamic_llava.files import first_line
+from dynamic_llava.files import first_line, read_object
 
 INDEX = ".index.json"
 # The order in which transformers looks for weights, so that a folder with several is the same model to both.
@@ -88,6 +87,10 @@ class Weights:
     def _head(self, named: str | None) -> Path:
         """Return the file that says where the tensors are: an index, or the only file."""
         if named is not None:
+            if not isinstance(named, str):
+                raise ValueError(
+                    f"{self.folder / 'config.json'}: transformers_weights is {named!r}, it must name a file"
+                )
             if not (self.folder / named).is_file():
                 raise FileNotFoundError(
                     f"{self.folder / named} is missing: transformers_weights in config.json names it"
@@ -101,7 +104,7 @@ class Weights:
 
     def _indexed(self, path: Path) -> dict[str, Path]:
         try:
-            listed = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+            listed = read_object(path)["weight_map"]
             files = {tensor: self.folder / file for tensor, file in listed.items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is no index of weights: {error}") from error

@@ -32,11 +32,14 @@ def command(
     vision_tower: Annotated[
         str | None, typer.Option(help="The tower's folder or hub id, if not where the checkpoint says.")
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace all that OUT holds, also what convert did not write.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Convert between the official format (LLaVA-1.5, Dynamic-LLaVA) and transformers', shard by shard.
 
-    Example: dynamic-llava convert liuhaotian/llava-v1.5-7b llava-7b
+    Example: dynamic-llava convert nano nano-official --to official
     """
     check_folder("OUT", out)
 
@@ -61,6 +64,7 @@ def command(
             dtypes[dtype] if dtype else None,
             vision_tower,
             progress=lambda count, total: bar.update(task, completed=count, total=total),
+            force=force,
         )
     if as_json:
         print_json(asdict(done) | {"folder": str(done.folder)})

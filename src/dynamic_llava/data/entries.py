@@ -8,50 +8,73 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from dynamic_llava.files import TOO_DEEP, parse_json
+
 BLOCK = 2**20  # characters of a JSON list that are looked at together
 SPACE = re.compile(r"[ \t\r\n]*")
 MARK = "\ufeff"  # with which some editors begin a file
 
 
-def entries(path: Path) -> Iterator[tuple[int, int, Any]]:
+def entries(path: Path, broken_lines: bool = False) -> Iterator[tuple[int, int, Any]]:
     """Yield where each entry of a JSON list or JSONL file lies, its size in bytes, and the entry.
+
+    Parameters
+    ----------
+    broken_lines
+        Yield a line that cannot be read, too, with None as its entry; a list has no such lines.
 
     Raises
     ------
     ValueError
         If the file is neither, whole.
     """
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            text = _Text(file)
-            first = text.next()
-            if first == "[":
-                yield from _list_entries(path, text)
-                return
-        if first != "{":
-            found = f"it begins with {first!r}" if first else "it is empty"
-            raise ValueError(f"{path}: neither a JSON list nor JSON lines of objects; {found}")
-        yield from _line_entries(path)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text: {error}") from error
-    except RecursionError as error:
-        raise ValueError(f"{path}: lists or objects lie too deep in each other") from error
+    first = _first(path)
+    if first == b"{":
+        yield from _line_entries(path, broken_lines)
+    elif first == b"[":
+        yield from _list_entries(path)
+    else:
+        found = f"it begins with {first.decode(errors='backslashreplace')!r}" if first else "it is empty"
+        raise ValueError(f"{path}: neither a JSON list nor JSON lines of objects; {found}")
 
 
-def _line_entries(path: Path) -> Iterator[tuple[int, int, Any]]:
+def _first(path: Path) -> bytes:
+    """Return the first byte that is no space, b"" in an empty file."""
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            if text := block.removeprefix(MARK.encode()).strip():
+                return text[:1]
+    return b""
+
+
+def _line_entries(path: Path, broken_lines: bool) -> Iterator[tuple[int, int, Any]]:
     start = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 try:
-                    yield start, len(line), json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{path}, line {number}: not JSON: {error}") from error
+                    entry = parse_json(line)
+                except ValueError as error:
+                    if not broken_lines:
+                        raise ValueError(f"{path}, line {number}: {error}") from error
+                    entry = None
+                yield start, len(line), entry
             start += len(line)
 
 
-def _list_entries(path: Path, text: _Text) -> Iterator[tuple[int, int, Any]]:
-    """Yield the entries of the list that ``text`` stands before, with little of it in memory."""
+def _list_entries(path: Path) -> Iterator[tuple[int, int, Any]]:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            yield from _listed(path, _Text(file))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path}: {TOO_DEEP}") from error
+
+
+def _listed(path: Path, text: _Text) -> Iterator[tuple[int, int, Any]]:
+    """Yield the entries of the list that ``text`` begins with, with little of it in memory."""
+    text.next()
     text.skip(1)
     separator = "]" if text.next() == "]" else ","
     while separator == ",":
@@ -59,8 +82,11 @@ def _list_entries(path: Path, text: _Text) -> Iterator[tuple[int, int, Any]]:
         start = text.position
         try:
             entry = text.value()
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: not a JSON list: {error.msg}, after byte {start}") from error
+        except UnicodeDecodeError:
+            raise
+        except ValueError as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else error
+            raise ValueError(f"{path}: not a JSON list: {reason}, after byte {start}") from error
         yield start, text.position - start, entry
         separator = text.next()
         if separator not in (",", "]"):

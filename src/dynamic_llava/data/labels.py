@@ -64,11 +64,33 @@ def render(processor: ProcessorMixin, conversation: Conversation) -> Rendered:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Tokens of a chat: ids, for each the number of the answer it belongs to (-1: none), pixel values."""
+    """Tokens of a chat and its pictures.
+
+    Attributes
+    ----------
+    input_ids
+        The tokens.
+    answer_of, picture_of
+        For each token the number of the answer, and of the picture, that it belongs to; -1 for none.
+    pixel_values
+        One entry for each picture.
+    """
 
     input_ids: list[int]
     answer_of: list[int]
-    pixel_values: Any
+    picture_of: list[int]
+    pixel_values: Sequence[Any]
+
+    def cut(self, length: int) -> Encoded:
+        """Return at most the first ``length`` tokens, with those pictures that lie in them whole."""
+        if len(self.input_ids) <= length:
+            return self
+        picture = self.picture_of[length]
+        end = length if picture < 0 else self.picture_of.index(picture)
+        pictures = max(self.picture_of[:end], default=-1) + 1
+        return Encoded(
+            self.input_ids[:end], self.answer_of[:end], self.picture_of[:end], self.pixel_values[:pictures]
+        )
 
 
 def encode(processor: ProcessorMixin, rendered: Rendered, images: Sequence[Image.Image]) -> Encoded:
@@ -79,17 +101,20 @@ def encode(processor: ProcessorMixin, rendered: Rendered, images: Sequence[Image
         "text": [rendered.text],
         "images": [as_rgb(image) for image in images] or None,
         "add_special_tokens": special,
+        "verbose": False,  # what is too long is cut, or refused by name
     }
     outputs = processor(**given)
-    plain = processor.tokenizer(rendered.text, return_offsets_mapping=True, add_special_tokens=special)
+    plain = processor.tokenizer(
+        rendered.text, return_offsets_mapping=True, add_special_tokens=special, verbose=False
+    )
     spans = _answers(plain["offset_mapping"], rendered.answers)
     picture = processor.tokenizer.convert_tokens_to_ids(getattr(processor, "image_token", PLACEHOLDER))
     ids = list(outputs["input_ids"][0])
     try:
-        answer_of = _expanded(ids, plain["input_ids"], spans, picture)
+        answer_of, picture_of = _expanded(ids, plain["input_ids"], spans, picture)
     except BadSample as error:
         raise BadSample(f"{rendered.name}: {error}") from None
-    return Encoded(ids, answer_of, outputs.get("pixel_values"))
+    return Encoded(ids, answer_of, picture_of, outputs.get("pixel_values", ()))
 
 
 def _answers(offsets: Sequence[tuple[int, int]], answers: Sequence[tuple[int, int]]) -> list[int]:
@@ -101,20 +126,26 @@ def _answers(offsets: Sequence[tuple[int, int]], answers: Sequence[tuple[int, in
     return result
 
 
-def _expanded(ids: list[int], plain: Sequence[int], spans: Sequence[int], picture: int) -> list[int]:
-    """Carry over what is known of the unexpanded tokens to those with expanded pictures."""
+def _expanded(
+    ids: list[int], plain: Sequence[int], spans: Sequence[int], picture: int
+) -> tuple[list[int], list[int]]:
+    """Return for each token, pictures expanded, to which answer and to which picture it belongs."""
     result: list[int] = []
+    pictures: list[int] = []
     for token, span in zip(plain, spans, strict=True):
         if token != picture:
             if len(result) >= len(ids) or ids[len(result)] != token:
                 raise BadSample("the processor does more than repeat image tokens; it cannot be trained with")
             result.append(span)
+            pictures.append(-1)
             continue
+        number = max(pictures, default=-1) + 1
         before = len(result)
         while len(result) < len(ids) and ids[len(result)] == picture:
             result.append(-1)
+            pictures.append(number)
         if len(result) == before:
             raise BadSample("two pictures lie side by side, with no token between them")
     if len(result) != len(ids):
         raise BadSample("the processor does more than repeat image tokens; it cannot be trained with")
-    return result
+    return result, pictures

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from transformers import ProcessorMixin
 
 from dynamic_llava.chat.images import open_image
-from dynamic_llava.data.conversations import BadSample, Conversation, Conversations
-from dynamic_llava.data.labels import encode, render
+from dynamic_llava.chat.positions import check_positions
+from dynamic_llava.data.conversations import BadSample, Conversation, Conversations, OnError
+from dynamic_llava.data.labels import Encoded, encode, render
+from dynamic_llava.files import first_line
 
 IGNORE = -100
 MODEL_INPUTS = ("input_ids", "pixel_values", "attention_mask", "position_ids")
@@ -38,7 +38,9 @@ class ConversationDataset(Dataset[dict[str, Any]]):
     answers
         Whose tokens may be dropped: those of the last answer, as in the paper, or of all.
     max_length
-        Longer ones lose their end, and are counted.
+        Longer ones lose their end, and are counted; a picture is kept whole or goes with all behind it.
+    positions
+        How many the model has, see `positions_of`; what is longer once it is cut counts as broken.
     on_error
         ``"raise"`` stops at a broken entry or picture with its id. ``"skip"`` takes the next good one in its
         place, so that length and order of the data stay, and reports it in the item's ``skipped``.
@@ -53,13 +55,15 @@ class ConversationDataset(Dataset[dict[str, Any]]):
         *,
         answers: Literal["last", "all"] = "last",
         max_length: int = 2048,
-        on_error: Literal["raise", "skip"] = "raise",
+        positions: int | None = None,
+        on_error: OnError = "raise",
         limit: int | None = None,
     ) -> None:
         self.conversations = conversations
         self.processor = processor
         self.answers = answers
         self.max_length = max_length
+        self.positions = positions
         self.on_error = on_error
         self._count = min(len(conversations), limit or len(conversations))
 
@@ -79,7 +83,8 @@ class ConversationDataset(Dataset[dict[str, Any]]):
         -------
         dict
             ``input_ids``, ``labels`` and ``answer_mask`` [N]; ``pixel_values`` [K, 3, H, W] where there are
-            pictures; ``sample``, its number; ``skipped``, reasons; ``truncated``, 1 if it was.
+            pictures; ``sample``, its number; ``skipped``, reasons; ``truncated``, 1 if it was; ``cut``, what
+            was cut off of pictures.
         """
         if not 0 <= index < self._count:
             raise IndexError(index)
@@ -96,23 +101,43 @@ class ConversationDataset(Dataset[dict[str, Any]]):
         raise BadSample(f"{self.conversations.path}: not one good entry; the first: {skipped[0]}")
 
     def _item(self, conversation: Conversation) -> dict[str, Any]:
-        images = [_open(path, conversation.name) for path in conversation.images]
-        encoded = encode(self.processor, render(self.processor, conversation), images)
-        ids = torch.tensor(encoded.input_ids[: self.max_length])
-        answer_of = torch.tensor(encoded.answer_of[: self.max_length])
+        name = conversation.name
+        encoded = self._encoded(conversation)
+        kept = encoded.cut(self.max_length)
+        try:
+            check_positions(self.positions, len(kept.input_ids), name=name)
+        except ValueError as error:
+            raise BadSample(f"{error}, or let max_length cut it") from error
+        ids, answer_of = torch.tensor(kept.input_ids), torch.tensor(kept.answer_of)
         is_answer = answer_of >= 0
         if not is_answer[1:].any():
-            raise BadSample(f"{conversation.name}: no answer within {self.max_length} tokens")
+            raise BadSample(f"{name}: no answer within {self.max_length} tokens")
         last = len(conversation.turns) - 1
         item = {
             "input_ids": ids,
             "labels": torch.where(is_answer, ids, IGNORE),
             "answer_mask": is_answer if self.answers == "all" else answer_of == last,
-            "truncated": int(len(encoded.input_ids) > self.max_length),
+            "truncated": int(kept is not encoded),
+            "cut": _lost(name, encoded, kept),
         }
-        if images:
-            item["pixel_values"] = torch.stack([torch.as_tensor(x) for x in encoded.pixel_values])
+        if len(kept.pixel_values):
+            item["pixel_values"] = torch.stack([torch.as_tensor(x) for x in kept.pixel_values])
         return item
+
+    def _encoded(self, conversation: Conversation) -> Encoded:
+        name = conversation.name
+        try:
+            rendered = render(self.processor, conversation)  # first, for pictures take longer
+            images = [open_image(path) for path in conversation.images]
+            return encode(self.processor, rendered, images)
+        except BadSample:
+            raise
+        except (OSError, ValueError) as error:
+            raise BadSample(f"{name}: {error}") from error
+        except Exception as error:  # nothing that one entry holds may end a training of days
+            raise BadSample(
+                f"{name}: cannot be encoded: {type(error).__name__}: {first_line(error)}"
+            ) from error
 
 
 def model_inputs(group: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,7 +146,7 @@ def model_inputs(group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def collate(items: Sequence[dict[str, Any]], pad: int) -> dict[str, Any]:
-    """Pad items on the right into one group of rows, beside what was skipped and how many were truncated."""
+    """Pad items on the right into one group of rows, beside what was skipped, cut off, and how often."""
     length = max(len(item["input_ids"]) for item in items)
 
     def padded(name: str, fill: int | bool) -> Tensor:
@@ -143,6 +168,7 @@ def collate(items: Sequence[dict[str, Any]], pad: int) -> dict[str, Any]:
     return {
         "groups": [group],
         "skipped": [reason for item in items for reason in item["skipped"]],
+        "cut": [reason for item in items for reason in item["cut"]],
         "truncated": sum(item["truncated"] for item in items),
     }
 
@@ -190,8 +216,9 @@ class LengthGrouped(Sampler[int]):
         return (index for batch in whole + rest for index in batch)
 
 
-def _open(path: Path, name: str) -> Image.Image:
-    try:
-        return open_image(path)
-    except (OSError, ValueError) as error:
-        raise BadSample(f"{name}: {error}") from error
+def _lost(name: str, encoded: Encoded, kept: Encoded) -> list[str]:
+    """Say which pictures a cut has taken."""
+    before, now = len(encoded.pixel_values), len(kept.pixel_values)
+    if before == now:
+        return []
+    return [f"{name}: cut to {len(kept.input_ids)} tokens, before picture {now + 1} of {before}"]

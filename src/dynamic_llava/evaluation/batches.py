@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from dynamic_llava.chat.asking import encode, greedy, report_of
-from dynamic_llava.chat.prompt import chat_prompt
+from dynamic_llava.chat.positions import check_positions, positions_of
+from dynamic_llava.chat.prompt import chat_answer, chat_prompt
 from dynamic_llava.costs.rows import Row
 from dynamic_llava.evaluation.tasks import Question
 
@@ -97,6 +98,35 @@ def encode_questions(processor: ProcessorMixin, asked: Sequence[Question]) -> Ba
     return encode(processor, prompts, [question.open_image() for question in asked])
 
 
+def check_lengths(
+    model: PreTrainedModel, processor: ProcessorMixin, questions: Sequence[Question], max_new_tokens: int
+) -> None:
+    """Refuse questions that the model has no positions for, before any is asked; see `check_positions`.
+
+    Pictures are not opened: each counts as many tokens as the first one.
+    """
+    first = encode_questions(processor, questions[:1])["input_ids"]
+    picture = int((first == model.config.image_token_id).sum())
+    for question in questions:
+        prompt = chat_prompt(processor, question.text, 1, question.earlier)
+        reference = chat_answer(processor, question.text, 1, question.answer, question.earlier)
+        asked, answered = (
+            processor.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            for text in (prompt, reference)
+        )
+        longest = max(len(answered), max_new_tokens)
+        check_positions(positions_of(model.config), len(asked) - 1 + picture, longest, question.name)
+
+
+def check_rows(
+    model: PreTrainedModel, asked: Sequence[Question], inputs: BatchFeature, answers_B: Sequence[int]
+) -> None:
+    """Refuse a batch with a row that, with its answer, is longer than the model's positions."""
+    prompts_B = inputs["attention_mask"].sum(dim=1).tolist()
+    for question, prompt, new_tokens in zip(asked, prompts_B, answers_B, strict=True):
+        check_positions(positions_of(model.config), prompt, new_tokens, question.name)
+
+
 def answer(
     model: PreTrainedModel,
     processor: ProcessorMixin,
@@ -110,6 +140,7 @@ def answer(
         references = processor.tokenizer([question.answer for question in asked], add_special_tokens=False)
         # Two more: the leading space may be a token of its own, and a right answer ends with the end mark.
         max_new_tokens = max(len(ids) for ids in references["input_ids"]) + 2
+    check_rows(model, asked, inputs, [max_new_tokens] * len(asked))
     sequence_BN = greedy(model, inputs, max_new_tokens)
     padding = processor.tokenizer.pad_token_id
     ends = (processor.tokenizer.eos_token_id, padding)

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, ProcessorMixin
 
+from dynamic_llava.evaluation.batches import check_lengths
 from dynamic_llava.evaluation.descriptions import Setting, by_length, measure_setting
 from dynamic_llava.evaluation.tasks import Question
 
@@ -21,7 +22,14 @@ def measure(
     batch_size: int,
     max_new_tokens: int,
 ) -> dict[str, Any]:
-    """Measure ``dense``, and ``sparse`` where the model has a sparsifier; see `measure_setting`."""
+    """Measure ``dense``, and ``sparse`` where the model has a sparsifier; see `measure_setting`.
+
+    Raises
+    ------
+    ValueError
+        A question and its answer are longer than the model's positions.
+    """
+    check_lengths(model, processor, questions, max_new_tokens)
     settings = [Setting("dense", None)]
     if getattr(model, "sparsifier", None) is not None:
         settings.append(Setting("sparse"))

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from dynamic_llava.chat.images import open_image
-from dynamic_llava.chat.prompt import PLACEHOLDER
-from dynamic_llava.data.conversations import rounds
+from dynamic_llava.chat.prompt import PLACEHOLDER, check_text
+from dynamic_llava.data.conversations import name_of, rounds
 from dynamic_llava.data.entries import entries
 from dynamic_llava.evaluation.tasks import Question
+from dynamic_llava.files import check_input
 
 
 def references(path: Path, images: Path) -> list[Question]:
@@ -32,14 +33,13 @@ def references(path: Path, images: Path) -> list[Question]:
     ValueError
         The file is no JSON, holds no sample, or a sample has another layout.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; give --data a JSON or JSONL file")
+    check_input(path, "file of questions and answers")
     if not images.is_dir():
         raise FileNotFoundError(f"{images}: no such folder; give --images the folder of the pictures")
     found: list[Question] = []
     for number, (_, _, sample) in enumerate(entries(path), start=1):
-        name = sample.get("id", sample.get("question_id", number)) if isinstance(sample, dict) else number
-        found += _questions(sample, images, where=f"{path}: sample {name}")
+        given = sample.get("id", sample.get("question_id")) if isinstance(sample, dict) else None
+        found += _questions(sample, images, where=f"{path}: sample {name_of(given, number)}")
     if not found:
         raise ValueError(f"{path}: holds no sample; give a JSON list, or one object a line")
     return found
@@ -52,10 +52,12 @@ def _questions(sample: Any, images: Path, where: str) -> list[Question]:
     if not isinstance(sample.get("image"), str):
         raise ValueError(f"{where}: 'image' must be the name of one picture; leave out samples without any")
     picture = images / sample["image"]
-    if not picture.is_file():
-        raise FileNotFoundError(f"{where}: no such picture: {picture}; check --images")
+    try:
+        check_input(picture, "picture")
+    except (OSError, ValueError) as error:
+        raise type(error)(f"{where}: {error}, and --images") from error
     return [
-        Question(partial(open_image, picture), text, answer, "generation", earlier=tuple(turns[:index]))
+        Question(partial(open_image, picture), text, answer, "generation", tuple(turns[:index]), where)
         for index, (text, answer) in enumerate(turns)
     ]
 
@@ -73,6 +75,10 @@ def _turns(sample: dict[str, Any], where: str) -> list[tuple[str, str]]:
     for number, pair in enumerate(pairs, start=1):
         if not all(isinstance(text, str) and text.replace(PLACEHOLDER, "").strip() for text in pair):
             raise ValueError(f"{where}: turn {number} has an empty question or answer; write text in both")
+        try:
+            check_text("".join(pair))
+        except ValueError as error:
+            raise ValueError(f"{where}: turn {number}: {error}") from error
         if pair[0].count(PLACEHOLDER) > (number == 1) or PLACEHOLDER in pair[1]:
             raise ValueError(f"{where}: turn {number} has one {PLACEHOLDER} too many; one picture a sample")
     return pairs

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from dynamic_llava.chat.asking import report_of
 from dynamic_llava.chat.prompt import chat_answer
 from dynamic_llava.core.report import Report
-from dynamic_llava.evaluation.batches import Kept, encode_questions
+from dynamic_llava.evaluation.batches import Kept, check_rows, encode_questions
 from dynamic_llava.evaluation.tasks import Question
 from dynamic_llava.sparsifier import Sparsifier
 
@@ -51,10 +51,16 @@ def score(
         chat_answer(processor, question.text, 1, question.answer, question.earlier) for question in asked
     ]
     answers = processor.tokenizer(
-        continuations, add_special_tokens=False, padding=True, padding_side="right", return_tensors="pt"
+        continuations,
+        add_special_tokens=False,
+        padding=True,
+        padding_side="right",
+        return_tensors="pt",
+        verbose=False,
     )
     prompt = encode_questions(processor, asked).to(model.device)
     given = _Given(prompt, answers["input_ids"], answers["attention_mask"].bool())
+    check_rows(model, asked, prompt, given.length_B.tolist())
     sparsifier = cast(Sparsifier | None, getattr(model, "sparsifier", None))
     steps = sparsifier is not None and sparsifier.evicting is not None
     with torch.inference_mode():

@@ -18,7 +18,7 @@ HELD_OUT_SCENES = 500
 class Question:
     """One question on one picture with its reference answer and its kind.
 
-    ``earlier`` holds the questions and reference answers of the turns before it.
+    ``earlier`` holds the questions and reference answers of the turns before it; errors call it ``name``.
     """
 
     open_image: Callable[[], Image.Image]
@@ -26,6 +26,7 @@ class Question:
     answer: str
     kind: str
     earlier: tuple[tuple[str, str], ...] = ()
+    name: str = "the question"
 
 
 def easy_vqa_test() -> list[Question]:
@@ -69,7 +70,7 @@ def _held_out(count: int) -> list[Question]:
 
 def _flatten(samples: list[Sample]) -> list[Question]:
     return [
-        Question(sample.open_image, turn.question, turn.answer, turn.kind)
+        Question(sample.open_image, turn.question, turn.answer, turn.kind, name=sample.name)
         for sample in samples
         for turn in sample.turns
     ]

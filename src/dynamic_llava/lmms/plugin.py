@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from dynamic_llava.chat.asking import encode
 from dynamic_llava.chat.images import as_rgb
+from dynamic_llava.chat.positions import check_positions, positions_of
 from dynamic_llava.chat.prompt import PLACEHOLDER, chat_prompt, without_placeholders
 from dynamic_llava.checkpoints import load_with_processor
 from dynamic_llava.config import SparsityConfig
@@ -153,10 +154,14 @@ class DynamicLlava(lmms):
             for request, images in zip(asked, pictures, strict=True)
         ]
         inputs = encode(self.processor, prompts, list(itertools.chain(*pictures))).to(self.model.device)
+        generation = _generation(settings)
+        for request, tokens in zip(asked, inputs["attention_mask"].sum(dim=1).tolist(), strict=True):
+            longest = positions_of(self.model.config)
+            check_positions(longest, tokens, generation["max_new_tokens"], _name(request))
         if "pixel_values" in inputs:
             inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
         with torch.inference_mode():
-            tokens_BN = cast(Any, self.model).generate(**inputs, **_generation(settings))
+            tokens_BN = cast(Any, self.model).generate(**inputs, **generation)
         answer_BN = tokens_BN[:, inputs["input_ids"].shape[1] :]
         tokenizer = self.processor.tokenizer
         ends = (tokenizer.eos_token_id, tokenizer.pad_token_id)
@@ -175,7 +180,7 @@ class DynamicLlava(lmms):
         for visual in visuals or []:
             if not isinstance(visual, Image.Image):
                 raise ValueError(f"{task}: dynamic_llava reads pictures, not {type(visual).__name__}")
-        return [as_rgb(visual, f"{task}, document {doc_id}") for visual in visuals or []]
+        return [as_rgb(visual, _name(request)) for visual in visuals or []]
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Refuse: the tasks of the paper generate their answers."""
@@ -200,6 +205,12 @@ def _baseline(changes: dict[str, Any], hidden_size: int) -> Sparsifier:
             "policies that need none, such as image_policy=fastv"
         )
     return sparsifier
+
+
+def _name(request: Instance) -> str:
+    """Return what errors call a request."""
+    _, _, _, doc_id, task, _ = request.args
+    return f"{task}, document {doc_id}"
 
 
 def _prompt(context: str, pictures: int) -> str:

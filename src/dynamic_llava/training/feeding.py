@@ -36,15 +36,21 @@ class Feed:
     collate: Callable[[list[Any]], dict[str, Any]]
 
 
-def feed(recipe: Recipe, processor: LlavaProcessor) -> Feed:
-    """Return the data that ``recipe`` names."""
+def feed(recipe: Recipe, processor: LlavaProcessor, positions: int | None) -> Feed:
+    """Return the data that ``recipe`` names, for a model of so many positions."""
     if recipe.data.drawn is not None:
         return _drawn(recipe, recipe.data.drawn, processor)
-    return _conversations(recipe, cast(recipes.Conversations, recipe.data.conversations), processor)
+    read = functools.partial(_dataset, processor=processor, positions=positions)
+    return _conversations(recipe, cast(recipes.Conversations, recipe.data.conversations), processor, read)
 
 
-def _conversations(recipe: Recipe, data: recipes.Conversations, processor: LlavaProcessor) -> Feed:
-    train = _dataset(data, processor)
+def _conversations(
+    recipe: Recipe,
+    data: recipes.Conversations,
+    processor: LlavaProcessor,
+    read: Callable[[recipes.Conversations], ConversationDataset],
+) -> Feed:
+    train = read(data)
 
     def order(processes: int) -> Sampler[int]:
         return LengthGrouped(
@@ -53,19 +59,22 @@ def _conversations(recipe: Recipe, data: recipes.Conversations, processor: Llava
 
     evaluation = None
     if recipe.evaluation is not None and recipe.evaluation.conversations is not None:
-        evaluation = _dataset(recipe.evaluation.conversations, processor)
+        evaluation = read(recipe.evaluation.conversations)
     pad = processor.tokenizer.pad_token_id
     if pad is None:
         pad = processor.tokenizer.eos_token_id
     return Feed(train, order, evaluation, evaluation or train, functools.partial(collate, pad=pad))
 
 
-def _dataset(data: recipes.Conversations, processor: LlavaProcessor) -> ConversationDataset:
+def _dataset(
+    data: recipes.Conversations, processor: LlavaProcessor, positions: int | None
+) -> ConversationDataset:
     return ConversationDataset(
-        Conversations(data.path, data.images),
+        Conversations(data.path, data.images, data.on_error),
         processor,
         answers=data.answers,
         max_length=data.max_length,
+        positions=positions,
         on_error=data.on_error,
         limit=data.limit,
     )

@@ -6,19 +6,26 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from dynamic_llava.config import SparsityConfig
-from dynamic_llava.files import first_line
+from dynamic_llava.files import first_line, one_line
 
 DType = Literal["float32", "float16", "bfloat16"]
 CALIBRATION_STEPS = 16
 
 
 class Section(BaseModel):
-    """A part of a recipe. Unknown keys are refused."""
+    """A part of a recipe. Unknown keys are refused, and numbers that are infinite or none."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _no_null(cls, value: Any) -> Any:
+        if isinstance(value, str | Path) and "\0" in str(value):
+            raise ValueError("holds a null character, which no name of a file has")
+        return value
 
 
 class StageSettings(Section):
@@ -158,7 +165,7 @@ class RunSettings(Section):
 
     output: Path
     """Folder for the checkpoints, the log and, in ``model/``, the finished model."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     steps: int | None = Field(default=None, gt=0)
     """Optimizer steps; with conversations, ``epochs`` may say it instead."""
     epochs: float = Field(default=1.0, gt=0)
@@ -211,18 +218,20 @@ class Recipe(Section):
         ValueError
             If the file is no YAML mapping, or a field is missing, unknown or out of range.
         """
+        if path.is_dir():
+            raise ValueError(f"{path}: is not a file but a folder; give the path of a recipe")
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such recipe; the shipped ones are in recipes/")
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except Exception as error:  # values of odd types raise anything in PyYAML
             raise ValueError(f"{path}: not a YAML file: {first_line(error)}") from error
         if not isinstance(values, dict):
             raise ValueError(f"{path}: a recipe is a mapping of settings, found {type(values).__name__}")
         if moves := _moves(values):
             raise ValueError(f"{path}: settings lie in sections now: move {moves}")
         try:
-            return cls(**values)
+            return cls.model_validate(values)
         except ValidationError as error:
             raise ValueError(f"{path}: {_reason(error)}") from None
 
@@ -305,4 +314,4 @@ def _reason(error: ValidationError) -> str:
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
     reason = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
-    return f"{place}: {reason}" if place else reason
+    return one_line(f"{place}: {reason}" if place else reason)

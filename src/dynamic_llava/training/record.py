@@ -80,7 +80,7 @@ def fingerprint(recipe: Recipe) -> dict[str, dict[str, Any]]:
     evaluation = recipe.evaluation.conversations if recipe.evaluation else None
     read = {"data.conversations": recipe.data.conversations, "evaluation.conversations": evaluation}
     return {
-        name: Conversations(settings.path, settings.images).fingerprint(settings.limit)
+        name: Conversations(settings.path, settings.images, settings.on_error).fingerprint(settings.limit)
         for name, settings in read.items()
         if settings is not None
     }

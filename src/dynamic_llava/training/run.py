@@ -13,12 +13,20 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainingArguments
 
+from dynamic_llava.chat.positions import positions_of
 from dynamic_llava.training import stages
 from dynamic_llava.training.feeding import Feed, feed
 from dynamic_llava.training.plan import Plan
 from dynamic_llava.training.recipe import Recipe
 from dynamic_llava.training.record import KEPT, Record
-from dynamic_llava.training.trainer import COMPLETE, Schedules, SparseTrainer, last_checkpoint, step_of
+from dynamic_llava.training.trainer import (
+    COMPLETE,
+    Schedules,
+    SparseTrainer,
+    go_on,
+    last_checkpoint,
+    step_of,
+)
 from dynamic_llava.training.watching import Bar, Log
 
 LOG = "log.jsonl"
@@ -62,7 +70,7 @@ def train(recipe_path: Path, resume: bool = False, allow_changes: bool = False) 
     changes = _changes(record, allow_changes) if resume else []
     _clear_what_was_cut_off(recipe.run.output)
     stage = stages.build(recipe)
-    data = feed(recipe, stage.processor)
+    data = feed(recipe, stage.processor, positions_of(stage.model.config))
     trainer = _trainer(recipe, stage, data)
     _keep(record, trainer, checkpoint, changes)
     bar = Bar(recipe.stage.name)
@@ -76,6 +84,8 @@ def train(recipe_path: Path, resume: bool = False, allow_changes: bool = False) 
         stage.finish(_unseen(recipe, data, stage.model.device), recipe.run.output / MODEL)
         for reason in trainer.skipped.reasons:
             print(f"skipped: {reason}", file=sys.stderr)
+        for reason in trainer.skipped.cuts:
+            print(f"cut: {reason}", file=sys.stderr)
         for name, number in trainer.skipped.numbers().items():
             print(f"{name.replace('_', ' ')}: {number}", file=sys.stderr)
     trainer.accelerator.wait_for_everyone()
@@ -86,7 +96,8 @@ def dry_run(recipe_path: Path) -> Plan:
     """Return what :func:`train` would do: parameters, tokens, steps, memory; nothing is written."""
     recipe = Recipe.read(recipe_path)
     stage = stages.build(recipe)
-    return Plan.of(recipe, stage.objective, feed(recipe, stage.processor))
+    data = feed(recipe, stage.processor, positions_of(stage.model.config))
+    return Plan.of(recipe, stage.objective, data)
 
 
 def _checkpoint(output: Path, resume: bool) -> Path | None:
@@ -97,7 +108,8 @@ def _checkpoint(output: Path, resume: bool) -> Path | None:
             f"{output}: no complete checkpoint to resume; remove the folder and run without --resume"
         )
     if not resume and output.exists() and any(path.name not in KEPT for path in output.iterdir()):
-        raise ValueError(f"{output}: holds an earlier run; pass --resume or remove the folder")
+        advice = go_on(output, "pass --resume, or remove the folder")
+        raise ValueError(f"{output}: holds an earlier run; {advice}")
     return checkpoint
 
 

@@ -17,6 +17,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from dynamic_llava.data.training import LengthGrouped
+from dynamic_llava.files import first_line
 from dynamic_llava.training import optimizers
 from dynamic_llava.training.recipe import Recipe
 from dynamic_llava.training.stages.objective import Objective, counts
@@ -25,7 +26,10 @@ COMPLETE = "complete"  # written last: a checkpoint without it was cut off
 
 
 class Skipped:
-    """Counts of what the data lost: entries left out, with the first reasons, and entries cut short."""
+    """Counts of what the data lost: entries left out and entries cut short, with the first reasons.
+
+    Only cuts that took pictures have a reason.
+    """
 
     SHOWN = 5
 
@@ -33,6 +37,7 @@ class Skipped:
         self.entries = 0
         self.truncated = 0
         self.reasons: list[str] = []
+        self.cuts: list[str] = []
 
     def add(self, batch: Mapping[str, Any]) -> None:
         """Count one batch; drawn data loses nothing."""
@@ -40,6 +45,7 @@ class Skipped:
         self.entries += len(reasons)
         self.truncated += batch.get("truncated", 0)
         self.reasons += reasons[: max(0, self.SHOWN - len(self.reasons))]
+        self.cuts += batch.get("cut", [])[: max(0, self.SHOWN - len(self.cuts))]
 
     def numbers(self) -> dict[str, int]:
         """Return the counts that are not 0."""
@@ -103,12 +109,9 @@ class SparseTrainer(Trainer):
         norm = super()._clip_grad_norm(model)
         if norm is not None and not torch.isfinite(torch.as_tensor(float(norm))):
             output = self.recipe.run.output
-            go_on = (
-                "--resume --allow-changes" if last_checkpoint(output) else "remove the folder and start again"
-            )
             raise FloatingPointError(
                 f"{output}: the gradient norm is {float(norm)} at step {self.state.global_step}; lower the "
-                f"learning rate and {go_on}"
+                f"learning rate, then {go_on(output, '--resume --allow-changes')}"
             )
         return norm
 
@@ -186,8 +189,8 @@ class SparseTrainer(Trainer):
         except (OSError, RuntimeError) as error:
             shutil.rmtree(folder, ignore_errors=True)
             raise OSError(
-                f"{folder}: the checkpoint could not be written ({str(error).splitlines()[0]}); free space, "
-                "then --resume from the one before"
+                f"{folder}: the checkpoint could not be written ({first_line(error)}); free space, then "
+                f"{go_on(folder.parent, '--resume from the one before')}"
             ) from error
 
 
@@ -195,6 +198,11 @@ def last_checkpoint(folder: Path) -> Path | None:
     """Return the last checkpoint in ``folder`` that was written to its end."""
     marks = folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{COMPLETE}")
     return max((mark.parent for mark in marks), key=step_of, default=None)
+
+
+def go_on(folder: Path, resume: str) -> str:
+    """Return what to do after a run has ended early: ``resume``, where there is something to resume from."""
+    return "remove the folder and start again" if last_checkpoint(folder) is None else resume
 
 
 def step_of(checkpoint: Path) -> int:

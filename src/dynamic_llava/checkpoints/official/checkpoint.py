@@ -19,6 +19,7 @@ from transformers import (
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from dynamic_llava.adapter import Adapter
+from dynamic_llava.checkpoints.generation import check_generation
 from dynamic_llava.checkpoints.official import layout
 from dynamic_llava.checkpoints.official.config import llava_config, predictors_off, sparsity_config
 from dynamic_llava.checkpoints.official.processor import (
@@ -168,6 +169,7 @@ class OfficialCheckpoint:
         names = ("bos_token_id", "eos_token_id", "pad_token_id")
         generation = GenerationConfig(**{name: getattr(text, name) for name in names})
         if (self.folder / "generation_config.json").is_file():
+            check_generation(self.folder, text)
             generation = GenerationConfig.from_pretrained(self.folder)
         if not generation.do_sample:  # Vicuna's has flags of sampling all the same, which cannot be saved
             generation.temperature = generation.top_p = 1.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 
 from dynamic_llava.checkpoints.official.config import TEXT_CONFIGS
 from dynamic_llava.checkpoints.tokenizer import check_tokenizer
-from dynamic_llava.files import first_line
+from dynamic_llava.files import first_line, read_object
 
 IMAGE_TOKEN = "<image>"
 SETTINGS = (
@@ -95,7 +94,7 @@ def picture_settings(folder: Path) -> tuple[dict[str, Any], str]:
     settings: dict[str, Any] = {}
     for name in ("preprocessor_config.json", "processor_config.json"):
         if (folder / name).is_file():
-            content = json.loads((folder / name).read_text(encoding="utf-8"))
+            content = read_object(folder / name)
             settings |= content.get("image_processor", content)
     known = {name: settings[name] for name in SETTINGS if name in settings}
     return known, "pad" if settings.get("do_pad") else "square"
@@ -110,7 +109,7 @@ def build_image_processor(
     one padded picture at their base resolution, with a warning.
     """
     path = folder / "preprocessor_config.json"
-    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    settings = read_object(path) if path.is_file() else {}
     side = vision.image_size
     known: dict[str, Any] = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
     known |= {name: settings[name] for name in SETTINGS if name in settings}

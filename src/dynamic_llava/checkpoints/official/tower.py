@@ -7,7 +7,6 @@ reached, a copy inside the checkpoint serves.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from transformers import CLIPVisionConfig
 from dynamic_llava import hub
 from dynamic_llava.checkpoints.configs import made_from
 from dynamic_llava.checkpoints.weights import Weights
+from dynamic_llava.files import read_object
 
 # The two towers of the official models, so that a checkpoint with a copy of its own loads offline.
 LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
@@ -119,7 +119,7 @@ def _place(name: str, checkpoint: Path | None, files: list[str]) -> Path | None:
 def _read_config(folder: Path) -> CLIPVisionConfig:
     path = folder / "config.json"
     with made_from(path, "vision tower"):
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_object(path)
         model_type = config["model_type"]
         made = CLIPVisionConfig(**config.get("vision_config", config))
     if model_type not in ("clip", "clip_vision_model"):
