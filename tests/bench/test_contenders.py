@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,12 +11,14 @@ from tests.bench.conftest import IMAGE_TOKENS, TEXT_TOKENS, TINY, settings
 from torch import Tensor
 
 from dynamic_llava import methods
-from dynamic_llava.bench import phases
+from dynamic_llava.bench import phases, run
 from dynamic_llava.bench.bounds import Work, weight_bytes
-from dynamic_llava.bench.building import BLOCK, Subject, fill, materialise, skeleton
+from dynamic_llava.bench.building import BLOCK, PARTS, Subject, fill, materialise, skeleton
 from dynamic_llava.bench.contenders import Contender, Session, attached, stock
 from dynamic_llava.bench.run import _contender
 from dynamic_llava.bench.workload import Workload, draw
+from dynamic_llava.costs.presets import PRESETS
+from dynamic_llava.costs.shape import DecoderShape
 
 PROMPT, OUTPUT = IMAGE_TOKENS + TEXT_TOKENS, 40
 
@@ -176,3 +179,18 @@ def test_chunks_cover_every_timed_token(output: int) -> None:
     chunks = phases.chunks_of(output + phases.WARM_UP)
     covered = [number for start, stop in chunks for number in range(start, stop)]
     assert covered == list(range(phases.WARM_UP, output + phases.WARM_UP))
+
+
+@pytest.mark.parametrize("model_type", PARTS)
+def test_every_family_of_the_presets_runs(model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the presets' own parts, in small: heads of 128 as the rotary sections of Qwen-VL want them."""
+    shape = DecoderShape(layers=4, hidden=256, intermediate=64, query_width=256, key_width=128)
+    small = replace(TINY, shape=shape, heads=2, model_type=model_type)
+    monkeypatch.setitem(PRESETS, "tiny", small)
+    result = run(settings(contenders=("dense", "learned", "uniform")), lambda name, turns: lambda: None)
+    assert DecoderShape.from_config(skeleton(small, None).config.text_config) == shape
+    (point,) = result["phases"]["decode"]
+    assert point["contenders"]["uniform"]["kept_output_share"] == pytest.approx(0.5, abs=0.1)
+    assert (
+        point["contenders"]["uniform"]["cache_bytes_held"] < point["contenders"]["dense"]["cache_bytes_held"]
+    )

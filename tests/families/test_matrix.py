@@ -170,6 +170,7 @@ def test_rates_hold_for_each_picture(name: str) -> None:
     assert len({len(flag) for flags in found for flag in flags}) > 1 or name in ONE_SIZE
 
 
+SLIDING = ("gemma3", "mistral", "cohere2")
 ONE_SIZE = {"llava", "vipllava", "idefics3", "smolvlm", "gemma3"}
 
 
@@ -193,7 +194,11 @@ def test_sparse_layers_compute_and_hold_the_kept_tokens_alone(name: str) -> None
         assert seen[number][0] == prompt - (dropped if number >= SPLIT else 0)
         assert seen[number][1:] == [1] * (STEPS - 1)
     held = prompt - dropped + int(made.report.text_kept[0].sum())
-    assert made.report.kv_lengths[:, 0].tolist() == [prompt + STEPS - 1] * SPLIT + [held] * (LAYERS - SPLIT)
+    assert made.report.kv_lengths[SPLIT:, 0].tolist() == [held] * (LAYERS - SPLIT)
+    fed = prompt + STEPS - 1
+    windows = [None] * LAYERS if name not in SLIDING else made.report._record.shape.windows
+    dense = [fed if window is None else min(fed, window - 1) for window in windows]
+    assert made.report.kv_lengths[:SPLIT, 0].tolist() == dense[:SPLIT]
 
 
 @every
@@ -382,3 +387,34 @@ def test_a_prompt_in_parts_that_split_no_picture_is_one_prompt(name: str) -> Non
     assert [flag.tolist() for flag in made.report._record.image_flags[0]] == [flag.tolist() for flag in flags]
     with pytest.raises(ValueError, match="prefill_chunk_size"):
         generate(model, row, prefill_chunk_size=last)
+
+
+@pytest.mark.parametrize("name", SLIDING)
+def test_no_memory_is_claimed_where_a_window_holds_less(name: str) -> None:
+    """Against the storage of the stock cache, and of our own."""
+    case, stock, model = pair(name)
+    made = by_chance(image_keep_rate=1.0).attach(model)
+    row = case.row(20, 1 if case.picture else 0)
+    caches = []
+    for which in (stock, model):
+        with torch.no_grad():
+            caches.append(which(**row, use_cache=True).past_key_values)
+    held = [layer.keys.shape[2] for layer in caches[0].layers]
+    assert made.report.kv_lengths[:SPLIT, 0].tolist() == held[:SPLIT]
+    assert made.report.kv_lengths[SPLIT:, 0].tolist() == [row["input_ids"].shape[1]] * (LAYERS - SPLIT)
+    summary = made.report.summary()
+    one = summary["kv_bytes"] // int(made.report.kv_lengths.sum())
+    assert summary["kv_bytes_dense"] == one * sum(held)
+    assert summary["kv_bytes"] > summary["kv_bytes_dense"]
+
+
+def test_experts_count_as_a_token_meets_them() -> None:
+    """Against the weights of one layer: two of four experts, and the router."""
+    from dynamic_llava.costs.shape import DecoderShape
+
+    decoder = CASES["qwen3_vl_moe"].model().get_submodule("model.language_model")
+    layer = decoder.layers[1]
+    attention = sum(p.numel() for p in layer.self_attn.parameters() if p.ndim > 1)
+    experts = sum(p.numel() for p in layer.mlp.experts.parameters()) // 2
+    router = layer.mlp.gate.weight.numel()
+    assert DecoderShape.from_config(decoder.config).layer_weights == attention + experts + router

@@ -14,13 +14,41 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from dynamic_llava.costs.presets import Preset
 from dynamic_llava.sparsifier import Sparsifier
 
 BLOCK = 1_048_583  # random numbers that all weights repeat; a prime, so that no two rows of a matrix agree
+_TOWER = {
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "image_size": 8,
+    "patch_size": 8,
+}
+_QWEN_TOWER = {"depth": 1, "num_heads": 1, "hidden_size": 8, "intermediate_size": 8}
+_MROPE = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
+PARTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # decoder and a tower as small as can be
+    "llava": ({"model_type": "llama"}, {"model_type": "clip_vision_model", **_TOWER}),
+    "llava_onevision": ({"model_type": "qwen2"}, {"model_type": "siglip_vision_model", **_TOWER}),
+    "qwen2_5_vl": (
+        {"model_type": "qwen2_5_vl_text", "rope_parameters": _MROPE},
+        _QWEN_TOWER | {"fullatt_block_indexes": [0]},
+    ),
+    "qwen3_vl": (
+        {"model_type": "qwen3_vl_text", "rope_parameters": _MROPE},
+        _QWEN_TOWER | {"deepstack_visual_indexes": []},
+    ),
+    "internvl": (
+        {"model_type": "qwen2"},
+        {"model_type": "internvl_vision", **_TOWER, "image_size": [8, 8], "patch_size": [8, 8]},
+    ),
+}
+
 SHIFT = 7_919  # where the next weight starts in them: no two weights agree
+AS_TENSOR = {"internvl"}  # families that take encoded pictures as one tensor, not one by one
 
 
 @dataclass(frozen=True)
@@ -45,48 +73,42 @@ class Subject:
     trained: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def skeleton(preset: Preset, layers: int | None) -> LlavaForConditionalGeneration:
+def skeleton(preset: Preset, layers: int | None) -> Any:
     """Return a preset's model without storage (on the meta device), cut to ``layers`` layers.
 
     Its vision tower is as small as can be: the benchmark starts behind it.
     """
     shape, head_dim = preset.shape, preset.shape.query_width // preset.heads
-    text = LlamaConfig(
-        vocab_size=preset.vocabulary,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=layers or shape.layers,
-        num_attention_heads=preset.heads,
-        num_key_value_heads=shape.key_width // head_dim,
-        head_dim=head_dim,
-        max_position_embeddings=4096,
-        bos_token_id=1,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    tower = CLIPVisionConfig(
-        hidden_size=8,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        image_size=8,
-        patch_size=8,
-    )
-    config = LlavaConfig(
-        vision_config=tower,
-        text_config=text,
+    decoder, tower = PARTS[preset.model_type]
+    config = AutoConfig.for_model(
+        preset.model_type,
+        text_config={
+            **decoder,
+            "vocab_size": preset.vocabulary,
+            "hidden_size": shape.hidden,
+            "intermediate_size": shape.intermediate,
+            "num_hidden_layers": layers or shape.layers,
+            "num_attention_heads": preset.heads,
+            "num_key_value_heads": shape.key_width // head_dim,
+            "head_dim": head_dim,
+            "max_position_embeddings": 8192,
+            "bos_token_id": 1,
+            "eos_token_id": None,
+            "pad_token_id": 0,
+        },
+        vision_config=tower | ({"out_hidden_size": shape.hidden} if "depth" in tower else {}),
+        image_token_id=preset.vocabulary - 1,
         image_token_index=preset.vocabulary - 1,
         image_seq_length=preset.image_tokens,
+        tie_word_embeddings=False,
     )
     with torch.device("meta"):
-        model = LlavaForConditionalGeneration(config).eval()
+        model = AutoModelForImageTextToText.from_config(config).eval()
     model.generation_config.eos_token_id = None  # every answer has the length asked for
     return model
 
 
-def materialise(
-    model: LlavaForConditionalGeneration, dtype: torch.dtype, device: torch.device, seed: int
-) -> LlavaForConditionalGeneration:
+def materialise(model: Any, dtype: torch.dtype, device: torch.device, seed: int) -> Any:
     """Give a skeleton storage and random weights."""
     torch.nn.Module.to(model, dtype)
     model.to_empty(device=device)

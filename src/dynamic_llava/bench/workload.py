@@ -5,14 +5,14 @@ Legend: B batch, N prompt tokens, I image tokens, T output tokens, C channels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from dynamic_llava.bench.building import Subject
+from dynamic_llava.bench.building import AS_TENSOR, Subject
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,14 @@ class Workload:
         Pictures behind tower and projector.
     fed_BT
         Token ids; drawn, not the contenders' own, so that all do the same work.
+    as_tensor
+        Whether the model takes encoded pictures as one tensor, not one by one.
     """
 
     prompt_BN: Tensor
     pictures_BIC: Tensor
     fed_BT: Tensor
+    as_tensor: bool = False
 
     @property
     def batch(self) -> int:
@@ -56,18 +59,19 @@ class Workload:
     def with_image_tokens(self, tokens: int) -> Workload:
         """Return the workload with pictures of their first ``tokens`` tokens."""
         ids_B1, after_BN = self.prompt_BN[:, :1], self.prompt_BN[:, 1 + self.image_tokens - tokens :]
-        return Workload(torch.cat([ids_B1, after_BN], dim=1), self.pictures_BIC[:, :tokens], self.fed_BT)
+        ids_BN = torch.cat([ids_B1, after_BN], dim=1)
+        return replace(self, prompt_BN=ids_BN, pictures_BIC=self.pictures_BIC[:, :tokens])
 
     def part(self, batch: int, output: int) -> Workload:
         """Return the first rows and the first output tokens."""
-        return Workload(self.prompt_BN[:batch], self.pictures_BIC[:batch], self.fed_BT[:batch, :output])
+        ids_BN, pictures_BIC = self.prompt_BN[:batch], self.pictures_BIC[:batch]
+        return replace(self, prompt_BN=ids_BN, pictures_BIC=pictures_BIC, fed_BT=self.fed_BT[:batch, :output])
 
     def pictures(self) -> dict[str, Any]:
         """Return the pictures as the stock model takes encoded ones."""
-        encoded = BaseModelOutputWithPooling(
-            last_hidden_state=self.pictures_BIC,
-            pooler_output=list(self.pictures_BIC),  # type: ignore[arg-type]  # as LLaVA makes it
-        )
+        pooled: Any = self.pictures_BIC if self.as_tensor else list(self.pictures_BIC)
+        encoded: Any = BaseModelOutputWithPooling(last_hidden_state=self.pictures_BIC, pooler_output=pooled)
+        encoded.deepstack_features = []  # Qwen3-VL asks for them; a preset has none
         return {"mm_encoder_outputs": {"image": encoded}}
 
     def prompt_inputs(self) -> dict[str, Any]:
@@ -90,4 +94,5 @@ def draw(subject: Subject, batch: int, text_tokens: int, output: int, seed: int)
     prompt_BN = torch.cat([ids[:, :1], picture_BI, ids[:, 1:text_tokens]], dim=1)
     pictures_BIC = torch.randn(batch, subject.image_tokens, hidden, generator=generator) * hidden**-0.5
     device, dtype = subject.model.device, subject.model.dtype
-    return Workload(prompt_BN.to(device), pictures_BIC.to(device, dtype), ids[:, text_tokens:].to(device))
+    fed_BT, as_tensor = ids[:, text_tokens:].to(device), config.model_type in AS_TENSOR
+    return Workload(prompt_BN.to(device), pictures_BIC.to(device, dtype), fed_BT, as_tensor)

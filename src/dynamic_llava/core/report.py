@@ -72,12 +72,23 @@ class Report:
 
     @property
     def kv_lengths(self) -> Tensor:
-        """Tokens held in the cache now, int64 ``[layers, rows]``; 0 without a cache."""
+        """Tokens held in the cache now, int64 ``[layers, rows]``; 0 without a cache.
+
+        A layer below l with a sliding window holds that alone; a sparse one holds all that stays.
+        """
         if self._record.slots is None:
             return torch.zeros(self._record.shape.layers, self._batch, dtype=torch.long)
-        dense_B, sparse_B = (mask_BN.sum(-1).cpu() for mask_BN in (self._live_BN(), self._held_BN()))
-        split = self._record.config.layer
-        return torch.stack([dense_B] * split + [sparse_B] * (self._record.shape.layers - split))
+        sparse_B, split = self._held_BN().sum(-1).cpu(), self._record.config.layer
+        return torch.stack(self._dense_lengths()[:split] + [sparse_B] * (self._record.shape.layers - split))
+
+    def _dense_lengths(self) -> list[Tensor]:
+        """Return how many tokens each layer would hold if it were dense, int64 ``[B]``."""
+        shape, live_BN = self._record.shape, self._live_BN().cpu()
+        # Stock sliding layers keep what the next token sees beside itself.
+        return [
+            (live_BN if window is None else live_BN[:, -(window - 1) :]).sum(-1)
+            for window in shape.windows or (None,) * shape.layers
+        ]
 
     def summary(self) -> dict[str, float]:
         """Return plain numbers, summed over the rows.
@@ -89,8 +100,8 @@ class Report:
         """
         record, shape = self._record, self._record.shape
         bytes_per_token = shape.kv_bytes_per_token(record.element_size)
-        lengths = self.kv_lengths
         has_cache = record.slots is not None
+        held_dense = sum(int(length_B.sum()) for length_B in self._dense_lengths()) if has_cache else 0
         answers = self._answers() if has_cache and record.steps else []
         prefill, prefill_dense = answer_flops(record.config, shape, record.steps[:1], [], has_cache)
         total, total_dense = answer_flops(record.config, shape, record.steps, answers, has_cache)
@@ -101,8 +112,8 @@ class Report:
             "prompt_tokens_kept": sum(int(kept.sum()) for kept in self.prompt_kept),
             "output_tokens": sum(len(kept) for kept in self.text_kept),
             "output_tokens_kept": sum(int(kept.sum()) for kept in self.text_kept),
-            "kv_bytes": bytes_per_token * int(lengths.sum()),
-            "kv_bytes_dense": bytes_per_token * self._record.shape.layers * int(lengths[0].sum()),
+            "kv_bytes": bytes_per_token * int(self.kv_lengths.sum()),
+            "kv_bytes_dense": bytes_per_token * held_dense,
             "prefill_flops": prefill,
             "prefill_flops_dense": prefill_dense,
             "decode_flops": total - prefill,
