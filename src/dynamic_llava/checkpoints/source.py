@@ -19,7 +19,8 @@ from dynamic_llava.checkpoints.official.tower import Tower
 from dynamic_llava.checkpoints.processor import read_processor
 from dynamic_llava.checkpoints.tokenizer import has_tokenizer
 from dynamic_llava.checkpoints.weights import Weights
-from dynamic_llava.files import read_object
+from dynamic_llava.files import first_line, read_object
+from dynamic_llava.hub import Access
 
 HUB_FILES = ["*.json", "*.safetensors", "*.bin", "*.model", "*.jinja", "*.txt"]
 Kind = Literal["stock", "official", "predictors"]
@@ -34,6 +35,9 @@ class Source:
         A folder, a hub id, or ``"nano"``, the model that comes with this package.
     vision_tower
         Where the tower of an official checkpoint lies, if not where its config says.
+    access
+        How the hub is reached. Its revision is that of ``name``; where that is a folder of predictors alone,
+        that of the base model. The tower, and the base of predictors on the hub, come from their main branch.
 
     Attributes
     ----------
@@ -48,16 +52,23 @@ class Source:
         Raised by its parts, if a file of theirs is broken.
     """
 
-    def __init__(self, name: str | Path, vision_tower: str | Path | None = None) -> None:
+    def __init__(
+        self, name: str | Path, vision_tower: str | Path | None = None, access: Access = hub.DEFAULT
+    ) -> None:
         self.name = name
         self.vision_tower = vision_tower
-        self.folder = resolve(name)
+        self.access = access
+        self.folder = resolve(name, access)
 
     @property
-    def hub_id(self) -> str | None:
-        """Id of a source from the hub."""
-        is_local = self.name == "nano" or Path(self.name).expanduser().is_dir()
-        return None if is_local else str(self.name)
+    def is_on_hub(self) -> bool:
+        """Whether it was named by a hub id."""
+        return self.name != "nano" and not Path(self.name).expanduser().is_dir()
+
+    @property
+    def title(self) -> str:
+        """The name that finds it again: a hub id, ``nano``, or where its folder lies."""
+        return str(self.name) if self.is_on_hub or self.name == "nano" else str(self.folder.absolute())
 
     @cached_property
     def kind(self) -> Kind:
@@ -105,7 +116,7 @@ class Source:
     @cached_property
     def official(self) -> OfficialCheckpoint:
         """What only an official checkpoint has."""
-        return OfficialCheckpoint(self.folder, self.raw, self.weights, self.vision_tower)
+        return OfficialCheckpoint(self.folder, self.raw, self.weights, self.vision_tower, self.access)
 
     @cached_property
     def tower(self) -> Tower | None:
@@ -139,17 +150,28 @@ class Source:
                 f"{self.folder / 'config.json'} does not exist: {self.folder} is no checkpoint, and its "
                 "sparsifier names no base model; load the model, then attach Sparsifier.from_pretrained(...)"
             )
+        named = f"{self.folder / CONFIG_FILE} names {base} as base model"
         if Path(base).expanduser().resolve() == self.folder.resolve():
+            raise ValueError(f"{named}, its own folder, which holds no model")
+        access = self.access.elsewhere() if self.is_on_hub else self.access
+        try:
+            found = Source(base, self.vision_tower, access)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{named}, which cannot be found ({first_line(error)}): write there where it lies "
+                "now, or load it and attach Sparsifier.from_pretrained(...)"
+            ) from error
+        if found.kind == "predictors":
             raise ValueError(
-                f"{self.folder / CONFIG_FILE} names its own folder as base model, which holds no model"
+                f"{named}, which holds predictors alone: write there the model that they go with"
             )
-        return Source(base, self.vision_tower)
+        return found
 
     def _has(self, name: str) -> bool:
         return (self.folder / name).is_file()
 
 
-def resolve(name: str | Path) -> Path:
+def resolve(name: str | Path, access: Access = hub.DEFAULT) -> Path:
     """Return the local folder of a checkpoint: itself, the bundled model's, or a download of a hub id."""
     if name == "nano":
         return Path(str(resources.files("dynamic_llava") / "models" / "nano"))
@@ -158,4 +180,4 @@ def resolve(name: str | Path) -> Path:
         return folder
     if not hub.is_id(name):
         raise FileNotFoundError(f"{name}: no such checkpoint; give a folder, a hub id (owner/name), or nano")
-    return hub.fetch(str(name), HUB_FILES, "hub model")
+    return hub.fetch(str(name), HUB_FILES, "hub model", access)

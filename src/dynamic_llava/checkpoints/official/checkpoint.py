@@ -33,6 +33,7 @@ from dynamic_llava.checkpoints.official.tower import Tower, find_tower, own_conf
 from dynamic_llava.checkpoints.tokenizer import has_tokenizer
 from dynamic_llava.checkpoints.weights import Weights
 from dynamic_llava.config import SparsityConfig
+from dynamic_llava.hub import Access
 from dynamic_llava.sparsifier import Sparsifier
 
 VOCABULARY_ROWS = ("model.language_model.embed_tokens.weight", "lm_head.weight")
@@ -51,6 +52,8 @@ class OfficialCheckpoint:
         Its tensors by their official names.
     vision_tower
         Where the tower lies, if not where the checkpoint says.
+    access
+        How the hub is reached for a tower there.
 
     Raises
     ------
@@ -62,19 +65,25 @@ class OfficialCheckpoint:
     """
 
     def __init__(
-        self, folder: Path, raw: dict[str, Any], weights: Weights, vision_tower: str | Path | None
+        self,
+        folder: Path,
+        raw: dict[str, Any],
+        weights: Weights,
+        vision_tower: str | Path | None,
+        access: Access,
     ) -> None:
         self.folder = folder
         self.raw = raw
         self.weights = weights
         self.vision_tower = vision_tower
+        self.access = access
         self.projector: str = raw.get("mm_projector_type", "linear")
 
     @cached_property
     def tower(self) -> Tower | None:
         """The vision tower; None where the checkpoint's own copy counts."""
         has_own = any(name.startswith(layout.TOWER) for name in self.weights)
-        return find_tower(self.raw, self.folder, self.vision_tower, has_own)
+        return find_tower(self.raw, self.folder, self.vision_tower, has_own, self.access)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
@@ -179,7 +188,7 @@ class OfficialCheckpoint:
 
     @cached_property
     def _vision(self) -> CLIPVisionConfig:
-        return self.tower.config if self.tower else own_config(self.raw, self.folder)
+        return self.tower.config if self.tower else own_config(self.raw, self.folder, self.access)
 
     @cached_property
     def _origins(self) -> dict[str, str]:
