@@ -179,6 +179,8 @@ class RunSettings(Section):
     keep_checkpoints: int = Field(default=2, ge=2)
     """At least 2: the one before the last is good should the last be cut off while it is written."""
     save_dtype: DType = "float32"
+    license: str | None = None
+    """Of the trained weights, as the hub names it (``apache-2.0``, ``llama2``); for the model card."""
 
 
 class EvaluationSettings(Section):

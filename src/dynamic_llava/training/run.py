@@ -18,7 +18,7 @@ from dynamic_llava.training import stages
 from dynamic_llava.training.feeding import Feed, feed
 from dynamic_llava.training.plan import Plan
 from dynamic_llava.training.recipe import Recipe
-from dynamic_llava.training.record import KEPT, Record
+from dynamic_llava.training.record import KEPT, Record, history
 from dynamic_llava.training.trainer import (
     COMPLETE,
     Schedules,
@@ -48,7 +48,7 @@ def train(recipe_path: Path, resume: bool = False, allow_changes: bool = False) 
     Returns
     -------
     Path
-        Folder of the finished model.
+        Folder of the finished model; of the predictors alone where the model stayed as it was.
 
     Raises
     ------
@@ -81,6 +81,7 @@ def train(recipe_path: Path, resume: bool = False, allow_changes: bool = False) 
         bar.close()
     stage = _gathered(trainer, recipe, stage)
     if trainer.is_world_process_zero():
+        _tell(stage, trainer)
         stage.finish(_unseen(recipe, data, stage.model.device), recipe.run.output / MODEL)
         for reason in trainer.skipped.reasons:
             print(f"skipped: {reason}", file=sys.stderr)
@@ -201,6 +202,14 @@ def _gathered(trainer: SparseTrainer, recipe: Recipe, stage: stages.Stage) -> st
         stage = stages.build(recipe)
         stage.objective.load_state_dict(state)
     return stage
+
+
+def _tell(stage: stages.Stage, trainer: SparseTrainer) -> None:
+    """Let the predictors, where there are any, keep what they were trained with."""
+    sparsifier = getattr(stage.model, "sparsifier", None)
+    if sparsifier is not None:
+        state = trainer.state
+        sparsifier.history = history(stage.recipe, state.global_step, state.log_history)
 
 
 def _unseen(recipe: Recipe, data: Feed, device: torch.device) -> Iterator[Mapping[str, Any]]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, PreTrainedModel
 
+from dynamic_llava import checkpoints
 from dynamic_llava.config import SparsityConfig
 from dynamic_llava.core.report import Report
 from dynamic_llava.methods.base import TrainRates
@@ -55,8 +56,11 @@ class DynamicStage(Stage):
         )
 
     def finish(self, unseen: Iterable[Mapping[str, Any]], folder: Path) -> None:
-        """Set the output predictor's threshold on ``unseen`` and write the finished model."""
-        model = self.model
+        """Set the output predictor's threshold on ``unseen`` and write the finished model.
+
+        Where the model stayed as it was, the predictors alone are written, with its name.
+        """
+        model, method = self.model, _method(self.recipe)
         sparsifier = cast(Sparsifier, model.sparsifier)
         sparsifier.train_rates = None
         sparsifier.to(dtype=model.dtype)
@@ -64,13 +68,18 @@ class DynamicStage(Stage):
         if config.sparsify_text and sparsifier.text_method.has_dial:
             set_text_threshold(model, sparsifier, unseen)
         sparsifier.detach()  # peft takes its adapters out of the stock model
-        if self.adapted is not None and _method(self.recipe).merge_lora:
+        if self.adapted is not None and method.merge_lora:
             self.adapted.merge_and_unload()
         elif self.adapted is not None:
             self.adapted.save_pretrained(folder.with_name("lora"))
             self.adapted.unload()
         sparsifier.attach(model)
-        super().finish(unseen, folder)
+        if method.train == "full" or (method.train == "lora" and method.merge_lora):
+            model.name_or_path = ""  # it is another model now
+            super().finish(unseen, folder)
+        else:
+            sparsifier.to(dtype=getattr(torch, self.recipe.run.save_dtype))
+            checkpoints.save_predictors(sparsifier, folder)
 
 
 class SparseObjective(DenseObjective):
