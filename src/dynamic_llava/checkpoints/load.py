@@ -262,6 +262,8 @@ def _dtype(dtype: torch.dtype | str | None, device: torch.device | None) -> torc
     """Return what weights become on ``device``, or where a map or a quantizer puts them (None)."""
     if dtype is None:
         return torch.float32 if device is not None and device.type == "cpu" else "auto"
-    if isinstance(dtype, str) and dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype == "auto":
+        return dtype
+    if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}: choose {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
-    return dtype
+    return cast(torch.dtype, getattr(torch, dtype))
