@@ -107,11 +107,47 @@ def load_with_processor(
     """
     place = _Place.of(dtype, device, options)
     found = _source(source, vision_tower, options)
-    if found.processor is None:
-        raise ValueError(
-            f"{source}: the checkpoint has no tokenizer or processor; save the model's own beside it"
-        )
-    return _load(found, place), found.processor
+    processor = _needed_processor(found)
+    return _load(found, place), processor
+
+
+def load_skeleton(
+    source: str | Path,
+    dtype: torch.dtype | str = "float32",
+    vision_tower: str | Path | None = None,
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Make the model that :func:`load_with_processor` loads, without its weights (on the meta device).
+
+    Only configs, processor and predictors are read, and fetched where ``source`` is on the hub; the
+    predictors of an official checkpoint, which lie among its weights, are as little there as these.
+
+    Raises
+    ------
+    ValueError
+        If the checkpoint has no tokenizer.
+    """
+    found = Source(source, vision_tower, has_weights=False)
+    processor = _needed_processor(found)
+    whole = found.base if found.kind == "predictors" else found
+    _check_tower(whole)
+    with torch.device("meta"):
+        model: Any = LlavaForConditionalGeneration(whole.config)
+        fit_projector(model)
+    model.to(_dtype(dtype, None)).eval()
+    model.name_or_path = whole.title
+    sparsifier = _without_weights(found)
+    if sparsifier is not None:
+        sparsifier.attach(model)
+        sparsifier.to_empty(device="cpu")  # unlike tensors on the meta device, these can be copied
+    return model, processor
+
+
+def _without_weights(source: Source) -> Sparsifier | None:
+    """Return the sparsifier of a model without weights: an official checkpoint has its predictors there."""
+    if source.kind == "official":
+        sparsity = source.official.sparsity
+        return None if sparsity is None else Sparsifier(sparsity, source.config.text_config.hidden_size)
+    return None if source.adapter is None else Sparsifier.from_adapter(source.adapter, source.folder)
 
 
 def load_model(
@@ -151,6 +187,14 @@ def load_model(
     return _load(_source(source, vision_tower, options), place)
 
 
+def _needed_processor(source: Source) -> ProcessorMixin:
+    if source.processor is None:
+        raise ValueError(
+            f"{source.name}: the checkpoint has no tokenizer or processor; save the model's own beside it"
+        )
+    return source.processor
+
+
 def _source(source: str | Path, vision_tower: str | Path | None, options: Options) -> Source:
     access = Access(**{name: value for name, value in options.items() if name in HUB_OPTIONS})  # type: ignore[arg-type]
     return Source(source, vision_tower, access)
@@ -161,10 +205,7 @@ def _load(source: Source, place: _Place) -> PreTrainedModel:
         model = _load(source.base, place)
         _exchange_sparsifier(model, source)
         return model
-    if source.kind == "stock" and source.vision_tower is not None:
-        raise ValueError(
-            f"vision_tower was given, but {source.folder} holds its own vision tower: leave it out"
-        )
+    _check_tower(source)
     load_kind = _load_official if source.kind == "official" else _load_stock
     model = load_kind(source, place)
     if place.device is not None:
@@ -177,6 +218,13 @@ def _load(source: Source, place: _Place) -> PreTrainedModel:
         sparsifier.base_model = base_model
     model.name_or_path = source.title  # not the folder that a hub id was fetched into
     return model
+
+
+def _check_tower(source: Source) -> None:
+    if source.kind == "stock" and source.vision_tower is not None:
+        raise ValueError(
+            f"vision_tower was given, but {source.folder} holds its own vision tower: leave it out"
+        )
 
 
 def _exchange_sparsifier(model: PreTrainedModel, source: Source) -> None:

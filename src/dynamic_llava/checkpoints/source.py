@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -22,7 +23,8 @@ from dynamic_llava.checkpoints.weights import Weights
 from dynamic_llava.files import first_line, read_object
 from dynamic_llava.hub import Access
 
-HUB_FILES = ["*.json", "*.safetensors", "*.bin", "*.model", "*.jinja", "*.txt"]
+SMALL_FILES = ["*.json", "*.model", "*.jinja", "*.txt", WEIGHTS_FILE]
+HUB_FILES = [*SMALL_FILES, "*.safetensors", "*.bin"]
 Kind = Literal["stock", "official", "predictors"]
 
 
@@ -38,6 +40,9 @@ class Source:
     access
         How the hub is reached. Its revision is that of ``name``; where that is a folder of predictors alone,
         that of the base model. The tower, and the base of predictors on the hub, come from their main branch.
+    has_weights
+        Whether the model's and the tower's weights are fetched; without them only configs and processor are
+        there, and the predictors where they are files of their own.
 
     Attributes
     ----------
@@ -53,12 +58,17 @@ class Source:
     """
 
     def __init__(
-        self, name: str | Path, vision_tower: str | Path | None = None, access: Access = hub.DEFAULT
+        self,
+        name: str | Path,
+        vision_tower: str | Path | None = None,
+        access: Access = hub.DEFAULT,
+        has_weights: bool = True,
     ) -> None:
         self.name = name
         self.vision_tower = vision_tower
         self.access = access
-        self.folder = resolve(name, access)
+        self.has_weights = has_weights
+        self.folder = resolve(name, access, HUB_FILES if has_weights else SMALL_FILES)
 
     @property
     def is_on_hub(self) -> bool:
@@ -116,7 +126,8 @@ class Source:
     @cached_property
     def official(self) -> OfficialCheckpoint:
         """What only an official checkpoint has."""
-        return OfficialCheckpoint(self.folder, self.raw, self.weights, self.vision_tower, self.access)
+        weights = self.weights if self.has_weights else None
+        return OfficialCheckpoint(self.folder, self.raw, weights, self.vision_tower, self.access)
 
     @cached_property
     def tower(self) -> Tower | None:
@@ -155,7 +166,7 @@ class Source:
             raise ValueError(f"{named}, its own folder, which holds no model")
         access = self.access.elsewhere() if self.is_on_hub else self.access
         try:
-            found = Source(base, self.vision_tower, access)
+            found = Source(base, self.vision_tower, access, self.has_weights)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"{named}, which cannot be found ({first_line(error)}): write there where it lies "
@@ -171,7 +182,7 @@ class Source:
         return (self.folder / name).is_file()
 
 
-def resolve(name: str | Path, access: Access = hub.DEFAULT) -> Path:
+def resolve(name: str | Path, access: Access = hub.DEFAULT, files: Sequence[str] = HUB_FILES) -> Path:
     """Return the local folder of a checkpoint: itself, the bundled model's, or a download of a hub id."""
     if name == "nano":
         return Path(str(resources.files("dynamic_llava") / "models" / "nano"))
@@ -180,4 +191,4 @@ def resolve(name: str | Path, access: Access = hub.DEFAULT) -> Path:
         return folder
     if not hub.is_id(name):
         raise FileNotFoundError(f"{name}: no such checkpoint; give a folder, a hub id (owner/name), or nano")
-    return hub.fetch(str(name), HUB_FILES, "hub model", access)
+    return hub.fetch(str(name), files, "hub model", access)

@@ -1,4 +1,4 @@
-"""What a recipe will do, before it does: parameters, tokens, steps, and an estimate of the memory."""
+"""What a recipe will do, before it does: parameters, tokens, steps; memory, work and disk, all computed."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from dynamic_llava.training.stages.objective import Objective
 
 SAMPLES = 8  # of the data, looked at for the number of tokens
 GIB = 2**30
+REFERENCE_RATE = 100e12  # FLOPs a second: what a training reaches on an A100, a third of what the chip can
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,13 @@ class Plan:
     tokens_per_sample
         Mean over the first samples; a drawn step counts as one.
     memory_bytes
-        Weights, gradients, optimizer state, and activations by a rule of thumb; ``total`` is their sum.
+        Computed, of one process: weights, gradients, optimizer state, the dense teacher where there is one,
+        and activations by a rule of thumb; ``total`` is their sum.
+    decoder_flops
+        Computed, of the whole training: the decoder's matrix products, two for each weight, token and pass
+        over it; attention's N x N and the vision tower are left out.
+    disk_bytes
+        Computed: ``checkpoints``, as many as are kept, and the finished ``model``.
     """
 
     parameters: dict[str, tuple[int, float]]
@@ -42,6 +49,13 @@ class Plan:
     steps: int
     tokens_per_sample: float
     memory_bytes: dict[str, int]
+    decoder_flops: float
+    disk_bytes: dict[str, int]
+
+    @property
+    def hours(self) -> float:
+        """Hours of the decoder's work at ``REFERENCE_RATE``."""
+        return self.decoder_flops / REFERENCE_RATE / 3600
 
     @classmethod
     def of(cls, recipe: Recipe, objective: Objective, data: Feed) -> Plan:
@@ -58,11 +72,21 @@ class Plan:
         per_step = recipe.data.batch_size * recipe.data.accumulate
         steps = recipe.run.steps or max(1, round(samples * recipe.run.epochs / per_step))
         memory = _memory(recipe, objective, groups, mean * recipe.data.batch_size)
-        return cls(parameters, frozen, samples, steps, round(mean, 1), memory)
+        flops = steps * per_step * mean * _passes(recipe, objective) * 2.0
+        return cls(
+            parameters,
+            frozen,
+            samples,
+            steps,
+            round(mean, 1),
+            memory,
+            flops,
+            _disk(recipe, objective, groups, memory),
+        )
 
     def as_json(self) -> dict[str, Any]:
         """Plain values by name."""
-        return asdict(self)
+        return asdict(self) | {"hours_at_100_tflops": round(self.hours, 2)}
 
     def tables(self) -> list[Table]:
         """Return what to show: parameters, then the run."""
@@ -74,8 +98,11 @@ class Plan:
         run.add_row("samples", f"{self.samples:,}")
         run.add_row("optimizer steps", f"{self.steps:,}")
         run.add_row("tokens a sample", f"{self.tokens_per_sample:,}")
-        for name, number in self.memory_bytes.items():
-            run.add_row(f"memory: {name}", f"{number / GIB:,.2f} GiB")
+        for kind, parts in (("memory", self.memory_bytes), ("disk", self.disk_bytes)):
+            for name, number in parts.items():
+                run.add_row(f"{kind}, computed: {name}", f"{number / GIB:,.2f} GiB")
+        run.add_row("work, computed: decoder", f"{self.decoder_flops:.2g} FLOPs")
+        run.add_row("hours at 100 TFLOPs a second", f"{self.hours:,.1f}")
         return [groups, run]
 
 
@@ -99,9 +126,45 @@ def _memory(
         "weights": sum(p.numel() * p.element_size() for p in objective.parameters()),
         "gradients": sum(p.numel() * p.element_size() for p in trained),
         "optimizer": optimizer,
+        "teacher": _teacher(recipe, objective),
         "activations": _activations(recipe, objective, tokens),
     }
     return memory | {"total": sum(memory.values())}
+
+
+def _teacher(recipe: Recipe, objective: nn.Module) -> int:
+    """Return the bytes of the dense model that is learnt from: a copy of the one that is trained."""
+    if recipe.method is None or not recipe.method.distill_weight:
+        return 0
+    added = (".sparsifier.", ".lora_")
+    names = objective.named_parameters()
+    number = sum(p.numel() for name, p in names if not any(part in name for part in added))
+    return number * getattr(torch, recipe.stage.init_dtype).itemsize
+
+
+def _passes(recipe: Recipe, objective: nn.Module) -> float:
+    """Return how many weights of the decoder a token goes through, forward and backward, in all passes."""
+    decoder = [(name, p) for name, p in objective.named_parameters() if ".language_model.layers." in name]
+    all_of_them = sum(p.numel() for _, p in decoder)
+    trained = sum(p.numel() for _, p in decoder if p.requires_grad)
+    passes = 2 + recipe.run.gradient_checkpointing  # forward, through the activations, forward again
+    if recipe.method is not None and recipe.method.distill_weight:
+        passes += 1
+    return passes * all_of_them + trained
+
+
+def _disk(
+    recipe: Recipe, objective: nn.Module, groups: list[dict[str, Any]], memory: dict[str, int]
+) -> dict[str, int]:
+    """Return the bytes of the checkpoints, which hold what is trained, and of the finished model."""
+    trained = sum(p.numel() * p.element_size() for group in groups for p in group["params"])
+    is_whole = recipe.method is None or recipe.method.changes_model
+    last = [p for p in objective.parameters() if is_whole or p.requires_grad]
+    size = getattr(torch, recipe.run.save_dtype).itemsize
+    return {
+        "checkpoints": recipe.run.keep_checkpoints * (trained + memory["optimizer"]),
+        "model": sum(p.numel() for p in last) * size,
+    }
 
 
 def _activations(recipe: Recipe, objective: nn.Module, tokens: float) -> int:

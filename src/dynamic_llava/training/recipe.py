@@ -144,6 +144,11 @@ class MethodSettings(Section):
     calibration_steps: int = Field(default=CALIBRATION_STEPS, ge=0)
     """Steps' worth of unseen data on which the output predictor's threshold is set at the end."""
 
+    @property
+    def changes_model(self) -> bool:
+        """Whether the finished model is another one than it starts from, predictors aside."""
+        return self.train == "full" or (self.train == "lora" and self.merge_lora)
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         try:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainingArguments
 
 from dynamic_llava.chat.positions import positions_of
+from dynamic_llava.checkpoints import load_skeleton
 from dynamic_llava.training import stages
 from dynamic_llava.training.feeding import Feed, feed
 from dynamic_llava.training.plan import Plan
@@ -94,9 +95,12 @@ def train(recipe_path: Path, resume: bool = False, allow_changes: bool = False) 
 
 
 def dry_run(recipe_path: Path) -> Plan:
-    """Return what :func:`train` would do: parameters, tokens, steps, memory; nothing is written."""
+    """Return what :func:`train` would do: parameters, tokens, steps, memory; nothing is written.
+
+    Of the model, configs and processor are read, and no weights.
+    """
     recipe = Recipe.read(recipe_path)
-    stage = stages.build(recipe)
+    stage = stages.build(recipe, load_skeleton)
     data = feed(recipe, stage.processor, positions_of(stage.model.config))
     return Plan.of(recipe, stage.objective, data)
 

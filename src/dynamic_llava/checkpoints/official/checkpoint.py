@@ -29,7 +29,7 @@ from dynamic_llava.checkpoints.official.processor import (
     read_tokenizer,
 )
 from dynamic_llava.checkpoints.official.projectors import fit_projector
-from dynamic_llava.checkpoints.official.tower import Tower, find_tower, own_config
+from dynamic_llava.checkpoints.official.tower import CONFIG_FILES, TOWER_FILES, Tower, find_tower, own_config
 from dynamic_llava.checkpoints.tokenizer import has_tokenizer
 from dynamic_llava.checkpoints.weights import Weights
 from dynamic_llava.config import SparsityConfig
@@ -49,7 +49,7 @@ class OfficialCheckpoint:
     raw
         Its ``config.json``.
     weights
-        Its tensors by their official names.
+        Its tensors by their official names; None where only its config and its processor are asked for.
     vision_tower
         Where the tower lies, if not where the checkpoint says.
     access
@@ -68,22 +68,30 @@ class OfficialCheckpoint:
         self,
         folder: Path,
         raw: dict[str, Any],
-        weights: Weights,
+        weights: Weights | None,
         vision_tower: str | Path | None,
         access: Access,
     ) -> None:
         self.folder = folder
         self.raw = raw
-        self.weights = weights
+        self._weights = weights
         self.vision_tower = vision_tower
         self.access = access
         self.projector: str = raw.get("mm_projector_type", "linear")
 
+    @property
+    def weights(self) -> Weights:
+        """Its tensors by their official names."""
+        if self._weights is None:
+            raise ValueError(f"{self.folder}: the weights were not asked for")
+        return self._weights
+
     @cached_property
     def tower(self) -> Tower | None:
-        """The vision tower; None where the checkpoint's own copy counts."""
-        has_own = any(name.startswith(layout.TOWER) for name in self.weights)
-        return find_tower(self.raw, self.folder, self.vision_tower, has_own, self.access)
+        """The vision tower; None where the checkpoint's own copy counts, or, without weights, may count."""
+        files = CONFIG_FILES if self._weights is None else TOWER_FILES
+        has_own = self._weights is None or any(name.startswith(layout.TOWER) for name in self._weights)
+        return find_tower(self.raw, self.folder, self.vision_tower, has_own, files, self.access)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:

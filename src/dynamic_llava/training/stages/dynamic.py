@@ -24,7 +24,7 @@ from dynamic_llava.sparsifier import Sparsifier
 from dynamic_llava.training.calibration import set_text_threshold
 from dynamic_llava.training.noise import SampleNoise
 from dynamic_llava.training.recipe import MethodSettings, Recipe
-from dynamic_llava.training.stages.base import Stage, load_init
+from dynamic_llava.training.stages.base import Load, Stage, load_init
 from dynamic_llava.training.stages.dense import DenseObjective, cross_entropy
 from dynamic_llava.training.stages.objective import Group, label_weights
 
@@ -38,10 +38,10 @@ class DynamicStage(Stage):
     adapted: Any = None
 
     @classmethod
-    def build(cls, recipe: Recipe) -> DynamicStage:
+    def build(cls, recipe: Recipe, load: Load) -> DynamicStage:
         """See the base class; goes on from the predictors that the model may have."""
         method = _method(recipe)
-        model, processor, trained = load_init(recipe)
+        model, processor, trained = load_init(recipe, load)
         teacher = copy.deepcopy(model) if method.distill_weight else None
         torch.manual_seed(recipe.run.seed)
         hidden_size = cast(nn.Embedding, model.get_input_embeddings()).embedding_dim
@@ -74,7 +74,7 @@ class DynamicStage(Stage):
             self.adapted.save_pretrained(folder.with_name("lora"))
             self.adapted.unload()
         sparsifier.attach(model)
-        if method.train == "full" or (method.train == "lora" and method.merge_lora):
+        if method.changes_model:
             model.name_or_path = ""  # it is another model now
             super().finish(unseen, folder)
         else:
