@@ -144,6 +144,8 @@ def _teacher(recipe: Recipe, objective: nn.Module) -> int:
 
 def _passes(recipe: Recipe, objective: nn.Module) -> float:
     """Return how many weights of the decoder a token goes through, forward and backward, in all passes."""
+    if recipe.stage.name == "vision":
+        return 0
     decoder = [(name, p) for name, p in objective.named_parameters() if ".language_model.layers." in name]
     all_of_them = sum(p.numel() for _, p in decoder)
     trained = sum(p.numel() for _, p in decoder if p.requires_grad)

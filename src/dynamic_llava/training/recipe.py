@@ -228,7 +228,7 @@ class Recipe(Section):
         if path.is_dir():
             raise ValueError(f"{path}: is not a file but a folder; give the path of a recipe")
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such recipe; the shipped ones are in recipes/")
+            raise FileNotFoundError(f"{path}: no such recipe; dynamic-llava recipes lists the bundled ones")
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
         except Exception as error:  # values of odd types raise anything in PyYAML
