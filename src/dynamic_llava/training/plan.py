@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.table import Table
 from torch import nn
 
+from dynamic_llava.data.training import IGNORE
 from dynamic_llava.training import optimizers
 from dynamic_llava.training.feeding import Feed
 from dynamic_llava.training.recipe import Recipe
@@ -71,7 +72,9 @@ class Plan:
         mean = sum(tokens) / max(1, len(tokens))
         per_step = recipe.data.batch_size * recipe.data.accumulate
         steps = recipe.run.steps or max(1, round(samples * recipe.run.epochs / per_step))
-        memory = _memory(recipe, objective, groups, mean * recipe.data.batch_size)
+        labelled = sum(int((g["labels"] != IGNORE).sum()) for batch in looked for g in batch["groups"])
+        rows = recipe.data.batch_size
+        memory = _memory(recipe, objective, groups, mean * rows, labelled / max(1, len(looked)) * rows)
         flops = steps * per_step * mean * _passes(recipe, objective) * 2.0
         return cls(
             parameters,
@@ -113,7 +116,7 @@ def _tokens(group: Any) -> int:
 
 
 def _memory(
-    recipe: Recipe, objective: nn.Module, groups: list[dict[str, Any]], tokens: float
+    recipe: Recipe, objective: Objective, groups: list[dict[str, Any]], tokens: float, labelled: float
 ) -> dict[str, int]:
     """Estimate the peak of one process, in bytes, nothing sharded."""
     trained = [p for group in groups for p in group["params"]]
@@ -127,7 +130,7 @@ def _memory(
         "gradients": sum(p.numel() * p.element_size() for p in trained),
         "optimizer": optimizer,
         "teacher": _teacher(recipe, objective),
-        "activations": _activations(recipe, objective, tokens),
+        "activations": _activations(recipe, objective, tokens, labelled),
     }
     return memory | {"total": sum(memory.values())}
 
@@ -169,15 +172,16 @@ def _disk(
     }
 
 
-def _activations(recipe: Recipe, objective: nn.Module, tokens: float) -> int:
-    """Estimate kept activations: 34 numbers a channel and layer (Korthikanti et al. 2022, without N x N)."""
-    config = getattr(getattr(objective, "model", None), "config", None)
-    text = getattr(config, "text_config", None)
-    if text is None:
-        return 0
+def _activations(recipe: Recipe, objective: Objective, tokens: float, labelled: float) -> int:
+    """Estimate kept activations: 34 numbers a channel and layer (Korthikanti et al. 2022, without N x N).
+
+    The loss holds four float32 numbers a word of the vocabulary for each labelled token.
+    """
+    text = cast(Any, objective.model).config.text_config
     dtype = recipe.run.precision if recipe.run.precision == "bfloat16" else recipe.stage.init_dtype
     size = getattr(torch, dtype).itemsize
     one_layer = 34 * tokens * text.hidden_size * size / 2  # their count is in bytes of 16-bit numbers
+    loss = labelled * text.vocab_size * 4 * 4
     if not recipe.run.gradient_checkpointing:
-        return round(one_layer * text.num_hidden_layers)
-    return round(one_layer + tokens * text.hidden_size * size * text.num_hidden_layers)
+        return round(loss + one_layer * text.num_hidden_layers)
+    return round(loss + one_layer + tokens * text.hidden_size * size * text.num_hidden_layers)
