@@ -17,6 +17,7 @@ FLOORS = [  # from the top down; rooms of one floor do not import each other
     {"sparsifier"},
     {"core"},
     {"costs", "adapter"},
+    {"card"},
     {"methods", "families", "hub"},
     {"config", "environment", "files"},
 ]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import tempfile
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi
 from safetensors import SafetensorError
@@ -14,11 +15,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dynamic_llava import hub
+from dynamic_llava.card import card
 from dynamic_llava.config import SparsityConfig
 from dynamic_llava.files import read_object, replacing, write_json
+from dynamic_llava.hub import Access
 
 CONFIG_FILE = "sparsifier_config.json"
 WEIGHTS_FILE = "sparsifier.safetensors"
+CARD_FILE = "README.md"
 
 
 def check_merged(module: nn.Module, what: str) -> None:
@@ -34,38 +38,53 @@ def check_merged(module: nn.Module, what: str) -> None:
 class Adapter:
     """What the two files hold.
 
-    ``base_model`` names the model that the predictors were trained for; empty where that is unknown.
+    Attributes
+    ----------
+    base_model
+        Name of the model that the predictors were trained for; empty where that is unknown.
+    history
+        What they were trained with, for the model card; empty where that is unknown.
     """
 
     config: SparsityConfig
     hidden_size: int
     base_model: str
     state: dict[str, Tensor]
+    history: dict[str, Any] = field(default_factory=dict)
 
-    def save(self, folder: Path) -> None:
-        """Write both files."""
+    def anywhere(self) -> Adapter:
+        """Return the same without the name of a base model that means nothing on another machine."""
+        name = self.base_model
+        is_known = name == "nano" or (hub.is_id(name) and not Path(name).is_dir())
+        return self if is_known else replace(self, base_model="")
+
+    def save(self, folder: Path, with_card: bool = True) -> None:
+        """Write both files, and a model card where the training is known and the folder has none."""
         state = {name: tensor.contiguous() for name, tensor in self.state.items()}
         with replacing(folder / WEIGHTS_FILE) as partial:
             save_file(state, partial, metadata={"format": "pt"})
         head = {"base_model_name_or_path": self.base_model, "hidden_size": self.hidden_size}
-        write_json(folder / CONFIG_FILE, head | self.config.to_dict())
+        training = {"training": self.history} if self.history else {}
+        write_json(folder / CONFIG_FILE, head | self.config.to_dict() | training)
+        if with_card and self.history and not (folder / CARD_FILE).exists():
+            with replacing(folder / CARD_FILE) as partial:
+                partial.write_text(card(self.base_model, self.config, self.history), encoding="utf-8")
 
     def push(self, repo_id: str, private: bool | None, token: str | None) -> str:
-        """Upload both files to the hub; return the address of the commit.
+        """Upload what :meth:`save` writes to the hub; return the address of the commit.
 
         A base model in a folder of this machine goes without its name: elsewhere the path means nothing.
         """
         api = HfApi(token=token)
         api.create_repo(repo_id, private=private, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
-            base_model = "" if Path(self.base_model).is_dir() else self.base_model
-            replace(self, base_model=base_model).save(Path(folder))
+            self.anywhere().save(Path(folder))
             return str(
                 api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Add sparsifier")
             )
 
     @classmethod
-    def read(cls, source: str | Path) -> Adapter:
+    def read(cls, source: str | Path, access: Access = hub.DEFAULT) -> Adapter:
         """Read both files from a folder or a hub id.
 
         Raises
@@ -75,7 +94,7 @@ class Adapter:
         ValueError
             If a file is broken.
         """
-        folder = _folder(source)
+        folder = _folder(source, access)
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder / name} does not exist: {folder} holds no sparsifier")
@@ -85,6 +104,7 @@ class Adapter:
             if hidden_size < 1:
                 raise ValueError(f"hidden_size is {hidden_size}: it must be a whole number >= 1")
             base_model = str(values.pop("base_model_name_or_path", ""))
+            history = dict(values.pop("training", {}))
             config = SparsityConfig.from_dict(values)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"{folder / CONFIG_FILE} is no sparsifier config: {error}") from error
@@ -96,7 +116,7 @@ class Adapter:
         for name, tensor in state.items():
             if not bool(tensor.isfinite().all()):
                 raise ValueError(f"{path}: tensor {name} holds NaN or infinite values")
-        return cls(config, hidden_size, base_model, state)
+        return cls(config, hidden_size, base_model, state, history)
 
     def without(self, prefixes: Iterable[str]) -> Adapter:
         """Leave out tensors whose names begin so, with a warning: the config's methods need none of them."""
@@ -122,8 +142,8 @@ class Adapter:
                 raise ValueError(f"{place}: tensor {name} has shape {shapes}")
 
 
-def _folder(source: str | Path) -> Path:
+def _folder(source: str | Path, access: Access) -> Path:
     folder = Path(source).expanduser()
     if folder.is_dir() or not hub.is_id(source):
         return folder
-    return hub.fetch(str(source), [CONFIG_FILE, WEIGHTS_FILE], "hub repository")
+    return hub.fetch(str(source), [CONFIG_FILE, WEIGHTS_FILE], "hub repository", access)

@@ -20,6 +20,7 @@ from dynamic_llava.core.fit import check_fit, check_kind, check_layer, computes_
 from dynamic_llava.core.hooks import Attachment
 from dynamic_llava.core.passes.base import PromptState
 from dynamic_llava.families import family_of
+from dynamic_llava.hub import Access
 
 PREDICTORS = ("image_predictor", "text_predictor", "prompt_predictor")
 
@@ -59,6 +60,8 @@ class Sparsifier(Decisions):
         Temperature of the Gumbel softmax in training; the trainer lowers it.
     base_model : str
         Name of the model that the predictors were trained for, kept in their files; empty if unknown.
+    history : dict
+        What they were trained with, kept in their files for the model card; empty if unknown.
     report : Report or None
         What this thread's last call kept. Each call, or all calls with one cache, own their report.
 
@@ -72,6 +75,7 @@ class Sparsifier(Decisions):
     def __init__(self, config: SparsityConfig, hidden_size: int) -> None:
         super().__init__(config, hidden_size)
         self.base_model = ""
+        self.history: dict[str, Any] = {}
         self._attachment: Attachment | None = None
         self._keys_to_ignore_on_save: Any = None
 
@@ -196,7 +200,7 @@ class Sparsifier(Decisions):
     # Files
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``sparsifier.safetensors`` and ``sparsifier_config.json`` into ``folder``."""
+        """Write ``sparsifier.safetensors``, ``sparsifier_config.json`` and, if trained here, a model card."""
         self.adapter().save(Path(folder))
 
     def push_to_hub(self, repo_id: str, private: bool | None = None, token: str | None = None) -> str:
@@ -204,8 +208,21 @@ class Sparsifier(Decisions):
         return self.adapter().push(repo_id, private, token)
 
     @classmethod
-    def from_pretrained(cls, source: str | Path) -> Sparsifier:
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+    ) -> Sparsifier:
         """Read what :meth:`save_pretrained` or :meth:`push_to_hub` wrote, from a folder or a hub id.
+
+        Parameters
+        ----------
+        source
+            The folder or the hub id.
+        revision, token, cache_dir
+            Of the hub: branch, tag or commit; token; where files are fetched to.
 
         Raises
         ------
@@ -214,7 +231,7 @@ class Sparsifier(Decisions):
         ValueError
             If a file is broken, or a tensor missing, unexpected or misshapen.
         """
-        return cls.from_adapter(Adapter.read(source), source)
+        return cls.from_adapter(Adapter.read(source, Access(revision, token, cache_dir)), source)
 
     @classmethod
     def from_adapter(cls, adapter: Adapter, source: str | Path) -> Sparsifier:
@@ -230,7 +247,7 @@ class Sparsifier(Decisions):
         adapter = adapter.without(f"{name}." for name in PREDICTORS if getattr(sparsifier, name) is None)
         adapter.check(sparsifier.state_dict(), source)
         sparsifier.load_state_dict(adapter.state)
-        sparsifier.base_model = adapter.base_model
+        sparsifier.base_model, sparsifier.history = adapter.base_model, adapter.history
         dtypes = {tensor.dtype for tensor in adapter.state.values()}
         return sparsifier.to(dtypes.pop()) if dtypes else sparsifier
 
@@ -238,7 +255,8 @@ class Sparsifier(Decisions):
         """Return what its files hold, with the attached model's name where no base model is known."""
         check_merged(self, "the predictors")
         name = self.base_model or (self._attachment.model.name_or_path if self._attachment else "")
-        return Adapter(methods.by_name(self.config), self.hidden_size, name or "", self.state_dict())
+        config = methods.by_name(self.config)
+        return Adapter(config, self.hidden_size, name or "", self.state_dict(), self.history)
 
     @property
     def _attached(self) -> Attachment:

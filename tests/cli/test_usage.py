@@ -15,7 +15,7 @@ from dynamic_llava import cli
 
 
 def test_interrupt(command: Command, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(source: str) -> None:
+    def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli.model, "load", interrupted)
@@ -42,7 +42,7 @@ def test_reader_that_leaves_is_met_in_silence(arguments: str) -> None:
 def test_other_broken_pipes_are_told(
     command: Command, picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(source: str) -> None:
+    def broken(*_: object) -> None:
         raise BrokenPipeError("a worker is gone")
 
     monkeypatch.setattr(cli.model, "load", broken)

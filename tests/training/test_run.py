@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.checkpoints import official_files
 from tests.training.conftest import WriteRecipe
 
 import dynamic_llava
-from dynamic_llava.training import run, trainer
+from dynamic_llava import Sparsifier, SparsityConfig, checkpoints
+from dynamic_llava.training import run, stages, trainer
+from dynamic_llava.training.feeding import feed
+from dynamic_llava.training.plan import Plan
+from dynamic_llava.training.recipe import Recipe
 from dynamic_llava.training.stages.dense import DenseObjective
 
 
@@ -27,7 +35,9 @@ def losses(folder: Path) -> dict[int, tuple[float, ...]]:
 
 
 def assert_same_model(folder: Path, other: Path) -> None:
-    for name in ("model.safetensors", "sparsifier.safetensors"):
+    names = [path.name for path in (other / run.MODEL).glob("*.safetensors")]
+    assert "sparsifier.safetensors" in names
+    for name in names:
         ours, theirs = (load_file(f / run.MODEL / name) for f in (folder, other))
         assert ours.keys() == theirs.keys()
         for key, tensor in theirs.items():
@@ -38,12 +48,14 @@ class _Interrupted(Exception):
     pass
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize(
+    ("optimizer", "train"), [("adamw", "full"), ("muon", "full"), ("adamw", "predictors")]
+)
 def test_resumed_run_equals_unbroken_run(
-    write_recipe: WriteRecipe, monkeypatch: pytest.MonkeyPatch, optimizer: str
+    write_recipe: WriteRecipe, monkeypatch: pytest.MonkeyPatch, optimizer: str, train: str
 ) -> None:
-    whole = run.train(write_recipe("whole", optimizer=optimizer)).parent
-    recipe = write_recipe("broken", optimizer=optimizer)
+    whole = run.train(write_recipe("whole", optimizer=optimizer, train=train)).parent
+    recipe = write_recipe("broken", optimizer=optimizer, train=train)
     forward = DenseObjective.logits
     calls = []
 
@@ -188,7 +200,7 @@ def parameters(folder: Path, name: str) -> dict[str, torch.Tensor]:
     return load_file(folder / name)
 
 
-@pytest.mark.parametrize("train", ["predictors", "lora", "full"])
+@pytest.mark.parametrize("train", ["lora", "full"])
 def test_what_is_trained_changes_and_nothing_else(
     write_recipe: WriteRecipe, small_checkpoint: Path, train: str
 ) -> None:
@@ -197,7 +209,6 @@ def test_what_is_trained_changes_and_nothing_else(
     assert before.keys() == after.keys()
     changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
     expected = {
-        "predictors": lambda name: False,
         "lora": lambda name: "_proj" in name and "language_model" in name,
         "full": lambda name: "vision_tower" not in name,
     }[train]
@@ -234,8 +245,8 @@ def test_separate_adapters_leave_the_model_as_it_was(
     write_recipe: WriteRecipe, small_checkpoint: Path
 ) -> None:
     folder = run.train(write_recipe("run", train="lora", merge_lora=False))
-    before, after = (parameters(f, "model.safetensors") for f in (small_checkpoint, folder))
-    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    assert not (folder / "model.safetensors").exists()
+    assert dynamic_llava.load_model(folder).name_or_path == str(small_checkpoint)
     assert (folder.parent / "lora" / "adapter_model.safetensors").is_file()
 
 
@@ -264,3 +275,84 @@ def test_dry_run_counts_and_writes_nothing(write_recipe: WriteRecipe, small_chec
     assert plan.memory_bytes["gradients"] == 4 * plan.parameters["predictors"][0]
     assert plan.memory_bytes["total"] == sum(v for k, v in plan.memory_bytes.items() if k != "total")
     assert not recipe.with_suffix("").exists()
+
+
+@pytest.mark.parametrize("train", ["predictors", "lora", "full"])
+@pytest.mark.parametrize("init", ["model", "predictors"])
+def test_dry_run_needs_no_weights(
+    write_recipe: WriteRecipe, small_checkpoint: Path, tmp_path: Path, train: str, init: str
+) -> None:
+    folder = Path(shutil.copytree(small_checkpoint, tmp_path / "bare"))
+    if init == "predictors":
+        sparsifier = Sparsifier(SparsityConfig(d_model=16, nhead=2, dim_feedforward=32), hidden_size=32)
+        sparsifier.base_model = str(folder)
+        sparsifier.save_pretrained(tmp_path / "alone")
+    start = folder if init == "model" else tmp_path / "alone"
+    changes = {"init": str(start), "init_dtype": "bfloat16", "gradient_checkpointing": True}
+    path = write_recipe("run", train=train, distill_weight=0.5, **changes)
+    recipe = Recipe.read(path)
+    stage = stages.build(recipe)
+    whole = Plan.of(recipe, stage.objective, feed(recipe, stage.processor))
+    (folder / "model.safetensors").unlink()
+    assert run.dry_run(path) == whole
+
+
+def test_dry_run_fetches_no_weights(
+    write_recipe: WriteRecipe, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def fetch(hub_id: str, *, allow_patterns: list[str], **_: Any) -> str:
+        asked.extend(allow_patterns)
+        return str(small_checkpoint)
+
+    monkeypatch.setattr("dynamic_llava.hub.snapshot_download", fetch)
+    run.dry_run(write_recipe("run", init="someone/base-7b"))
+    assert "*.json" in asked
+    assert not {"*.safetensors", "*.bin", "*"} & set(asked)
+
+
+@pytest.mark.parametrize("copy", [True, False])
+def test_dry_run_of_an_official_checkpoint(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copy: bool
+) -> None:
+    folder = official_files.write(tmp_path / "official")
+    official_files.write_tokenizer(folder)
+    for weights in tmp_path.rglob("model.safetensors"):
+        weights.unlink()
+    if copy:  # a hub tower without its config in reach, but known
+        config = official_files.config_of(folder) | {"mm_vision_tower": "openai/clip-vit-large-patch14-336"}
+        official_files.write_config(folder, config)
+        monkeypatch.setattr("dynamic_llava.hub.snapshot_download", Mock(side_effect=OSError("offline")))
+    model, processor = checkpoints.load_skeleton(folder)
+    assert all(p.is_meta for name, p in model.named_parameters() if not name.startswith("sparsifier."))
+    assert processor.patch_size == model.config.vision_config.patch_size
+    assert model.sparsifier.config.image_policy == "learned"
+
+
+def test_disk_is_what_was_written(write_recipe: WriteRecipe) -> None:
+    for train in ("predictors", "full"):
+        recipe = write_recipe(train, train=train, sparsity={"d_model": 128, "dim_feedforward": 512})
+        disk = run.dry_run(recipe).disk_bytes
+        folder = run.train(recipe)
+        written = {
+            "model": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
+            "checkpoints": sum(
+                path.stat().st_size
+                for name in ("model.safetensors", "optimizer.pt")
+                for path in folder.parent.glob(f"checkpoint-*/{name}")
+            ),
+        }
+        for name, size in written.items():
+            assert disk[name] == pytest.approx(size, rel=0.25), (train, name)
+
+
+def test_work_and_memory_grow_with_the_recipe(write_recipe: WriteRecipe) -> None:
+    plain, checked, taught = (
+        run.dry_run(write_recipe(f"run{number}", train="predictors", **changes))
+        for number, changes in enumerate([{}, {"gradient_checkpointing": True}, {"distill_weight": 0.5}])
+    )
+    assert checked.decoder_flops == taught.decoder_flops == pytest.approx(1.5 * plain.decoder_flops)
+    assert checked.memory_bytes["activations"] < plain.memory_bytes["activations"]
+    assert (plain.memory_bytes["teacher"], taught.memory_bytes["teacher"]) == (0, 4 * plain.frozen)
+    assert plain.as_json()["hours_at_100_tflops"] >= 0

@@ -5,12 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from transformers import PreTrainedModel, ProcessorMixin
 
-from dynamic_llava.adapter import check_merged
+from dynamic_llava.adapter import CONFIG_FILE, check_merged
+from dynamic_llava.sparsifier import Sparsifier
 
 MARK = ".converted"  # lists what `convert` wrote
 OWN_FILES = (".json", ".safetensors", ".bin", ".model", ".jinja", ".txt", ".md", ".gitattributes", MARK)
@@ -33,8 +33,20 @@ def save(model: PreTrainedModel, processor: ProcessorMixin | None, folder: str |
             processor.save_pretrained(partial)
         sparsifier = getattr(model, "sparsifier", None)
         if sparsifier is not None:
-            # Its base lies beside it; the name of what that was made from could be a path of this machine.
-            replace(sparsifier.adapter(), base_model="").save(partial)
+            sparsifier.adapter().anywhere().save(partial, with_card=False)  # its base lies beside it
+
+
+def save_predictors(sparsifier: Sparsifier, folder: str | Path) -> None:
+    """Write the predictors, the name of their base model and a model card, all at once.
+
+    Raises
+    ------
+    ValueError
+        If ``folder`` exists and holds something else than a checkpoint, or if peft's adapters are in the
+        predictors.
+    """
+    with replacing_folder(Path(folder)) as partial:
+        sparsifier.adapter().save(partial)
 
 
 def check_checkpoint(folder: Path) -> None:
@@ -81,7 +93,7 @@ def _stranger(folder: Path) -> str | None:
     if not folder.is_dir():
         return "a file of that name"
     entries = sorted(folder.iterdir())
-    if entries and not (folder / "config.json").is_file():
+    if entries and not any((folder / name).is_file() for name in ("config.json", CONFIG_FILE)):
         return entries[0].name
     own = [e for e in entries if e.name in OWN_FOLDERS or _is_own_file(e)]
     return next((entry.name for entry in entries if entry not in own), None)

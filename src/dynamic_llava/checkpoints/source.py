@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -19,9 +20,11 @@ from dynamic_llava.checkpoints.official.tower import Tower
 from dynamic_llava.checkpoints.processor import read_processor
 from dynamic_llava.checkpoints.tokenizer import has_tokenizer
 from dynamic_llava.checkpoints.weights import Weights
-from dynamic_llava.files import read_object
+from dynamic_llava.files import first_line, read_object
+from dynamic_llava.hub import Access
 
-HUB_FILES = ["*.json", "*.safetensors", "*.bin", "*.model", "*.jinja", "*.txt"]
+SMALL_FILES = ["*.json", "*.model", "*.jinja", "*.txt", WEIGHTS_FILE]
+HUB_FILES = [*SMALL_FILES, "*.safetensors", "*.bin"]
 Kind = Literal["stock", "official", "predictors"]
 
 
@@ -34,6 +37,12 @@ class Source:
         A folder, a hub id, or ``"nano"``, the model that comes with this package.
     vision_tower
         Where the tower of an official checkpoint lies, if not where its config says.
+    access
+        How the hub is reached. Its revision is that of ``name``; where that is a folder of predictors alone,
+        that of the base model. The tower, and the base of predictors on the hub, come from their main branch.
+    has_weights
+        Whether the model's and the tower's weights are fetched; without them only configs and processor are
+        there, and the predictors where they are files of their own.
 
     Attributes
     ----------
@@ -48,16 +57,28 @@ class Source:
         Raised by its parts, if a file of theirs is broken.
     """
 
-    def __init__(self, name: str | Path, vision_tower: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        name: str | Path,
+        vision_tower: str | Path | None = None,
+        access: Access = hub.DEFAULT,
+        has_weights: bool = True,
+    ) -> None:
         self.name = name
         self.vision_tower = vision_tower
-        self.folder = resolve(name)
+        self.access = access
+        self.has_weights = has_weights
+        self.folder = resolve(name, access, HUB_FILES if has_weights else SMALL_FILES)
 
     @property
-    def hub_id(self) -> str | None:
-        """Id of a source from the hub."""
-        is_local = self.name == "nano" or Path(self.name).expanduser().is_dir()
-        return None if is_local else str(self.name)
+    def is_on_hub(self) -> bool:
+        """Whether it was named by a hub id."""
+        return self.name != "nano" and not Path(self.name).expanduser().is_dir()
+
+    @property
+    def title(self) -> str:
+        """The name that finds it again: a hub id, ``nano``, or where its folder lies."""
+        return str(self.name) if self.is_on_hub or self.name == "nano" else str(self.folder.absolute())
 
     @cached_property
     def kind(self) -> Kind:
@@ -105,7 +126,8 @@ class Source:
     @cached_property
     def official(self) -> OfficialCheckpoint:
         """What only an official checkpoint has."""
-        return OfficialCheckpoint(self.folder, self.raw, self.weights, self.vision_tower)
+        weights = self.weights if self.has_weights else None
+        return OfficialCheckpoint(self.folder, self.raw, weights, self.vision_tower, self.access)
 
     @cached_property
     def tower(self) -> Tower | None:
@@ -139,17 +161,28 @@ class Source:
                 f"{self.folder / 'config.json'} does not exist: {self.folder} is no checkpoint, and its "
                 "sparsifier names no base model; load the model, then attach Sparsifier.from_pretrained(...)"
             )
+        named = f"{self.folder / CONFIG_FILE} names {base} as base model"
         if Path(base).expanduser().resolve() == self.folder.resolve():
+            raise ValueError(f"{named}, its own folder, which holds no model")
+        access = self.access.elsewhere() if self.is_on_hub else self.access
+        try:
+            found = Source(base, self.vision_tower, access, self.has_weights)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{named}, which cannot be found ({first_line(error)}): write there where it lies "
+                "now, or load it and attach Sparsifier.from_pretrained(...)"
+            ) from error
+        if found.kind == "predictors":
             raise ValueError(
-                f"{self.folder / CONFIG_FILE} names its own folder as base model, which holds no model"
+                f"{named}, which holds predictors alone: write there the model that they go with"
             )
-        return Source(base, self.vision_tower)
+        return found
 
     def _has(self, name: str) -> bool:
         return (self.folder / name).is_file()
 
 
-def resolve(name: str | Path) -> Path:
+def resolve(name: str | Path, access: Access = hub.DEFAULT, files: Sequence[str] = HUB_FILES) -> Path:
     """Return the local folder of a checkpoint: itself, the bundled model's, or a download of a hub id."""
     if name == "nano":
         return Path(str(resources.files("dynamic_llava") / "models" / "nano"))
@@ -158,4 +191,4 @@ def resolve(name: str | Path) -> Path:
         return folder
     if not hub.is_id(name):
         raise FileNotFoundError(f"{name}: no such checkpoint; give a folder, a hub id (owner/name), or nano")
-    return hub.fetch(str(name), HUB_FILES, "hub model")
+    return hub.fetch(str(name), files, "hub model", access)

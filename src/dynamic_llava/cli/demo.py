@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dynamic_llava.cli.model import load
-from dynamic_llava.cli.options import Json, Model
+from dynamic_llava.cli.options import Device, Dtype, Json, Model
 from dynamic_llava.cli.output import print_json
 from dynamic_llava.files import check_folder
 
@@ -16,6 +16,8 @@ from dynamic_llava.files import check_folder
 def command(
     out: Annotated[Path, typer.Option(help="Folder for the pictures of what was kept.")] = Path("demo"),
     model: Model = "nano",
+    device: Device = None,
+    dtype: Dtype = None,
     as_json: Json = False,
 ) -> None:
     """Answer bundled questions dense and sparse, and show what the sparse context kept and saved.
@@ -28,7 +30,7 @@ def command(
 
     from dynamic_llava.chat import side_by_side
 
-    items = side_by_side.run(*load(model), side_by_side.requests(), out)
+    items = side_by_side.run(*load(model, device, dtype), side_by_side.requests(), out)
     shown = side_by_side.present(items, Console(stderr=as_json))
     if as_json:
         print_json(side_by_side.as_json(shown))

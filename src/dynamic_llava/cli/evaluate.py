@@ -11,7 +11,9 @@ import typer
 from dynamic_llava.cli.model import prepared
 from dynamic_llava.cli.options import (
     Dense,
+    Device,
     Downsample,
+    Dtype,
     ImagePolicy,
     Json,
     Model,
@@ -36,6 +38,8 @@ class Task(StrEnum):
 def command(
     task: Annotated[Task, typer.Option(help="What to measure.")],
     model: Model = "nano",
+    device: Device = None,
+    dtype: Dtype = None,
     dense: Dense = False,
     image_keep_rate: OtherImageKeepRate = None,
     text_keep_rate: OtherTextKeepRate = None,
@@ -72,6 +76,8 @@ def command(
 
     with prepared(
         model,
+        device,
+        dtype,
         dense,
         downsample,
         image_keep_rate=image_keep_rate,

@@ -10,7 +10,9 @@ import typer
 from dynamic_llava.cli.model import prepared
 from dynamic_llava.cli.options import (
     Dense,
+    Device,
     Downsample,
+    Dtype,
     ImagePolicy,
     Json,
     Model,
@@ -25,6 +27,8 @@ def command(
     image: Annotated[list[Path], typer.Option(help="A picture; repeat it for several.")],
     prompt: Annotated[str, typer.Option(help="Question or request; <image> may mark the pictures' places.")],
     model: Model = "nano",
+    device: Device = None,
+    dtype: Dtype = None,
     dense: Dense = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
     image_keep_rate: OtherImageKeepRate = None,
@@ -48,6 +52,8 @@ def command(
 
     with prepared(
         model,
+        device,
+        dtype,
         dense,
         downsample,
         image_keep_rate=image_keep_rate,

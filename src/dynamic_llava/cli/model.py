@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 
 @contextmanager
 def prepared(
-    source: str, dense: bool, downsample: float | None, **settings: Any
+    source: str,
+    device: str | None,
+    dtype: str | None,
+    dense: bool,
+    downsample: float | None,
+    **settings: Any,
 ) -> Iterator[tuple[PreTrainedModel, ProcessorMixin]]:
     """Load a model and its processor, and yield them ready to be asked.
 
@@ -23,6 +28,8 @@ def prepared(
     ----------
     source
         Checkpoint folder, hub id, or ``nano``.
+    device, dtype
+        See :func:`load`.
     dense
         Detach the sparsifier.
     downsample
@@ -30,7 +37,7 @@ def prepared(
     settings
         Of the sparsifier, see :func:`configure`.
     """
-    model, processor = load(source)
+    model, processor = load(source, device, dtype)
     set_dense(model, dense)
     configure(model, **settings)
     if downsample is None:
@@ -42,11 +49,27 @@ def prepared(
         yield model, smaller
 
 
-def load(source: str) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """Load what a command asks questions with."""
-    from dynamic_llava.checkpoints import load_with_processor
+def load(source: str, device: str | None, dtype: str | None) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Load what a command asks questions with.
 
-    return load_with_processor(source)
+    Parameters
+    ----------
+    source
+        Checkpoint folder, hub id, or ``nano``.
+    device
+        None means the accelerator if there is one.
+    dtype
+        None means float32 on a CPU, and the checkpoint's own elsewhere.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is no such checkpoint, device or dtype, or the checkpoint has no tokenizer.
+    """
+    from dynamic_llava.checkpoints import load_with_processor
+    from dynamic_llava.environment import default_device
+
+    return load_with_processor(source, dtype=dtype, device=default_device() if device is None else device)
 
 
 def set_dense(model: PreTrainedModel, dense: bool) -> None:

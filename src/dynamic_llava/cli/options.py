@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,30 @@ Output = Annotated[
 ]
 Model = Annotated[
     str, typer.Option("--model", metavar="DIR_OR_ID", help="Checkpoint folder, hub id, or nano.")
+]
+
+
+class DType(StrEnum):
+    """What a model computes in."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device", help="cpu, cuda, cuda:N. Default: the accelerator if there is one.", show_default=False
+    ),
+]
+Dtype = Annotated[
+    DType | None,
+    typer.Option(
+        "--dtype",
+        help="What it computes in. Default: float32 on a CPU, else the checkpoint's own.",
+        show_default=False,
+    ),
 ]
 Dense = Annotated[bool, typer.Option("--dense", help="Without the sparsifier: the stock model.")]
 ImageKeepRate = Annotated[float, typer.Option(help="Kept image tokens / all, in (0, 1].")]

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dynamic_llava.cli.options import Json
+from dynamic_llava.cli.options import Device, Dtype, Json
 from dynamic_llava.cli.output import print_json
 
 
@@ -24,6 +24,8 @@ def command(
         Path, typer.Argument(metavar="DIR", help="Golden files beside their checkpoint/, or folders of such.")
     ],
     attention: Annotated[Attention, typer.Option(help="Attention of the models.")] = Attention.SDPA,
+    device: Device = None,
+    dtype: Dtype = None,
     as_json: Json = False,
 ) -> None:
     """Compare the library with golden vectors of the official code; exit code 1 if anything differs.
@@ -34,10 +36,15 @@ def command(
     from rich.progress import track
 
     from dynamic_llava import verification
+    from dynamic_llava.environment import default_device
 
     bar = Console(stderr=True)
     results = verification.verify(
-        folder, attention, track=lambda files: track(files, "verifying", console=bar, transient=True)
+        folder,
+        attention,
+        default_device() if device is None else device,
+        dtype,
+        track=lambda files: track(files, "verifying", console=bar, transient=True),
     )
     outcome = verification.as_json(results)
     if as_json:

@@ -25,6 +25,7 @@ from dynamic_llava.chat.positions import check_positions, positions_of
 from dynamic_llava.chat.prompt import PLACEHOLDER, chat_prompt, without_placeholders
 from dynamic_llava.checkpoints import load_with_processor
 from dynamic_llava.config import SparsityConfig
+from dynamic_llava.environment import default_device
 from dynamic_llava.evaluation.batches import Kept
 from dynamic_llava.sparsifier import Sparsifier
 
@@ -85,7 +86,7 @@ class DynamicLlava(lmms):
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise ValueError(f"batch_size is {batch_size!r}: it must be a whole number >= 1")
         # Without an index this is the process's own device: lmms-eval has chosen it before.
-        self.device = torch.device(device or torch.accelerator.current_accelerator() or "cpu")
+        self.device = torch.device(device or default_device())
         self.model, self.processor = load_with_processor(
             pretrained, dtype=dtype, device=self.device, vision_tower=vision_tower
         )

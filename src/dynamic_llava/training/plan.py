@@ -1,14 +1,15 @@
-"""What a recipe will do, before it does: parameters, tokens, steps, and an estimate of the memory."""
+"""What a recipe will do, before it does: parameters, tokens, steps; memory, work and disk, all computed."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.table import Table
 from torch import nn
 
+from dynamic_llava.data.training import IGNORE
 from dynamic_llava.training import optimizers
 from dynamic_llava.training.feeding import Feed
 from dynamic_llava.training.recipe import Recipe
@@ -16,6 +17,7 @@ from dynamic_llava.training.stages.objective import Objective
 
 SAMPLES = 8  # of the data, looked at for the number of tokens
 GIB = 2**30
+REFERENCE_RATE = 100e12  # FLOPs a second: what a training reaches on an A100, a third of what the chip can
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,13 @@ class Plan:
     tokens_per_sample
         Mean over the first samples; a drawn step counts as one.
     memory_bytes
-        Weights, gradients, optimizer state, and activations by a rule of thumb; ``total`` is their sum.
+        Computed, of one process: weights, gradients, optimizer state, the dense teacher where there is one,
+        and activations by a rule of thumb; ``total`` is their sum.
+    decoder_flops
+        Computed, of the whole training: the decoder's matrix products, two for each weight, token and pass
+        over it; attention's N x N and the vision tower are left out.
+    disk_bytes
+        Computed: ``checkpoints``, as many as are kept, and the finished ``model``.
     """
 
     parameters: dict[str, tuple[int, float]]
@@ -42,6 +50,13 @@ class Plan:
     steps: int
     tokens_per_sample: float
     memory_bytes: dict[str, int]
+    decoder_flops: float
+    disk_bytes: dict[str, int]
+
+    @property
+    def hours(self) -> float:
+        """Hours of the decoder's work at ``REFERENCE_RATE``."""
+        return self.decoder_flops / REFERENCE_RATE / 3600
 
     @classmethod
     def of(cls, recipe: Recipe, objective: Objective, data: Feed) -> Plan:
@@ -57,12 +72,24 @@ class Plan:
         mean = sum(tokens) / max(1, len(tokens))
         per_step = recipe.data.batch_size * recipe.data.accumulate
         steps = recipe.run.steps or max(1, round(samples * recipe.run.epochs / per_step))
-        memory = _memory(recipe, objective, groups, mean * recipe.data.batch_size)
-        return cls(parameters, frozen, samples, steps, round(mean, 1), memory)
+        labelled = sum(int((g["labels"] != IGNORE).sum()) for batch in looked for g in batch["groups"])
+        rows = recipe.data.batch_size
+        memory = _memory(recipe, objective, groups, mean * rows, labelled / max(1, len(looked)) * rows)
+        flops = steps * per_step * mean * _passes(recipe, objective) * 2.0
+        return cls(
+            parameters,
+            frozen,
+            samples,
+            steps,
+            round(mean, 1),
+            memory,
+            flops,
+            _disk(recipe, objective, groups, memory),
+        )
 
     def as_json(self) -> dict[str, Any]:
         """Plain values by name."""
-        return asdict(self)
+        return asdict(self) | {"hours_at_100_tflops": round(self.hours, 2)}
 
     def tables(self) -> list[Table]:
         """Return what to show: parameters, then the run."""
@@ -74,8 +101,11 @@ class Plan:
         run.add_row("samples", f"{self.samples:,}")
         run.add_row("optimizer steps", f"{self.steps:,}")
         run.add_row("tokens a sample", f"{self.tokens_per_sample:,}")
-        for name, number in self.memory_bytes.items():
-            run.add_row(f"memory: {name}", f"{number / GIB:,.2f} GiB")
+        for kind, parts in (("memory", self.memory_bytes), ("disk", self.disk_bytes)):
+            for name, number in parts.items():
+                run.add_row(f"{kind}, computed: {name}", f"{number / GIB:,.2f} GiB")
+        run.add_row("work, computed: decoder", f"{self.decoder_flops:.2g} FLOPs")
+        run.add_row("hours at 100 TFLOPs a second", f"{self.hours:,.1f}")
         return [groups, run]
 
 
@@ -86,7 +116,7 @@ def _tokens(group: Any) -> int:
 
 
 def _memory(
-    recipe: Recipe, objective: nn.Module, groups: list[dict[str, Any]], tokens: float
+    recipe: Recipe, objective: Objective, groups: list[dict[str, Any]], tokens: float, labelled: float
 ) -> dict[str, int]:
     """Estimate the peak of one process, in bytes, nothing sharded."""
     trained = [p for group in groups for p in group["params"]]
@@ -99,20 +129,59 @@ def _memory(
         "weights": sum(p.numel() * p.element_size() for p in objective.parameters()),
         "gradients": sum(p.numel() * p.element_size() for p in trained),
         "optimizer": optimizer,
-        "activations": _activations(recipe, objective, tokens),
+        "teacher": _teacher(recipe, objective),
+        "activations": _activations(recipe, objective, tokens, labelled),
     }
     return memory | {"total": sum(memory.values())}
 
 
-def _activations(recipe: Recipe, objective: nn.Module, tokens: float) -> int:
-    """Estimate kept activations: 34 numbers a channel and layer (Korthikanti et al. 2022, without N x N)."""
-    config = getattr(getattr(objective, "model", None), "config", None)
-    text = getattr(config, "text_config", None)
-    if text is None:
+def _teacher(recipe: Recipe, objective: nn.Module) -> int:
+    """Return the bytes of the dense model that is learnt from: a copy of the one that is trained."""
+    if recipe.method is None or not recipe.method.distill_weight:
         return 0
+    added = (".sparsifier.", ".lora_")
+    names = objective.named_parameters()
+    number = sum(p.numel() for name, p in names if not any(part in name for part in added))
+    return number * getattr(torch, recipe.stage.init_dtype).itemsize
+
+
+def _passes(recipe: Recipe, objective: nn.Module) -> float:
+    """Return how many weights of the decoder a token goes through, forward and backward, in all passes."""
+    if recipe.stage.name == "vision":
+        return 0
+    decoder = [(name, p) for name, p in objective.named_parameters() if ".language_model.layers." in name]
+    all_of_them = sum(p.numel() for _, p in decoder)
+    trained = sum(p.numel() for _, p in decoder if p.requires_grad)
+    passes = 2 + recipe.run.gradient_checkpointing  # forward, through the activations, forward again
+    if recipe.method is not None and recipe.method.distill_weight:
+        passes += 1
+    return passes * all_of_them + trained
+
+
+def _disk(
+    recipe: Recipe, objective: nn.Module, groups: list[dict[str, Any]], memory: dict[str, int]
+) -> dict[str, int]:
+    """Return the bytes of the checkpoints, which hold what is trained, and of the finished model."""
+    trained = sum(p.numel() * p.element_size() for group in groups for p in group["params"])
+    is_whole = recipe.method is None or recipe.method.changes_model
+    last = [p for p in objective.parameters() if is_whole or p.requires_grad]
+    size = getattr(torch, recipe.run.save_dtype).itemsize
+    return {
+        "checkpoints": recipe.run.keep_checkpoints * (trained + memory["optimizer"]),
+        "model": sum(p.numel() for p in last) * size,
+    }
+
+
+def _activations(recipe: Recipe, objective: Objective, tokens: float, labelled: float) -> int:
+    """Estimate kept activations: 34 numbers a channel and layer (Korthikanti et al. 2022, without N x N).
+
+    The loss holds four float32 numbers a word of the vocabulary for each labelled token.
+    """
+    text = cast(Any, objective.model).config.text_config
     dtype = recipe.run.precision if recipe.run.precision == "bfloat16" else recipe.stage.init_dtype
     size = getattr(torch, dtype).itemsize
     one_layer = 34 * tokens * text.hidden_size * size / 2  # their count is in bytes of 16-bit numbers
+    loss = labelled * text.vocab_size * 4 * 4
     if not recipe.run.gradient_checkpointing:
-        return round(one_layer * text.num_hidden_layers)
-    return round(one_layer + tokens * text.hidden_size * size * text.num_hidden_layers)
+        return round(loss + one_layer * text.num_hidden_layers)
+    return round(loss + one_layer + tokens * text.hidden_size * size * text.num_hidden_layers)

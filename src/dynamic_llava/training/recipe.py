@@ -144,6 +144,11 @@ class MethodSettings(Section):
     calibration_steps: int = Field(default=CALIBRATION_STEPS, ge=0)
     """Steps' worth of unseen data on which the output predictor's threshold is set at the end."""
 
+    @property
+    def changes_model(self) -> bool:
+        """Whether the finished model is another one than it starts from, predictors aside."""
+        return self.train == "full" or (self.train == "lora" and self.merge_lora)
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         try:
@@ -179,6 +184,8 @@ class RunSettings(Section):
     keep_checkpoints: int = Field(default=2, ge=2)
     """At least 2: the one before the last is good should the last be cut off while it is written."""
     save_dtype: DType = "float32"
+    license: str | None = None
+    """Of the trained weights, as the hub names it (``apache-2.0``, ``llama2``); for the model card."""
 
 
 class EvaluationSettings(Section):
@@ -221,7 +228,7 @@ class Recipe(Section):
         if path.is_dir():
             raise ValueError(f"{path}: is not a file but a folder; give the path of a recipe")
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such recipe; the shipped ones are in recipes/")
+            raise FileNotFoundError(f"{path}: no such recipe; dynamic-llava recipes lists the bundled ones")
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
         except Exception as error:  # values of odd types raise anything in PyYAML

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from dynamic_llava.config import SparsityConfig
 from dynamic_llava.data.conversations import Conversations
 from dynamic_llava.files import first_line, replacing, write_json
+from dynamic_llava.training import recipe as recipes
 from dynamic_llava.training.recipe import Recipe
+from dynamic_llava.training.watching import SHOWN
 
 RECIPE = "recipe.yaml"
 DATA = "data.json"
@@ -77,13 +81,51 @@ class Record:
 
 def fingerprint(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """Return the number and a digest of the entries that a recipe reads; drawn pictures have none."""
+    return {
+        name: Conversations(data.path, data.images, data.on_error).fingerprint(data.limit)
+        for name, data in _conversations(recipe).items()
+    }
+
+
+def _conversations(recipe: Recipe) -> dict[str, recipes.Conversations]:
+    """Return the files of conversations that a recipe reads, by the setting that names them."""
     evaluation = recipe.evaluation.conversations if recipe.evaluation else None
     read = {"data.conversations": recipe.data.conversations, "evaluation.conversations": evaluation}
-    return {
-        name: Conversations(settings.path, settings.images, settings.on_error).fingerprint(settings.limit)
-        for name, settings in read.items()
-        if settings is not None
+    return {name: data for name, data in read.items() if data is not None}
+
+
+def history(recipe: Recipe, steps: int, log: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Return what the model card of trained predictors tells; of paths on this machine, only the last name.
+
+    Parameters
+    ----------
+    recipe
+        What it says.
+    steps
+        Optimizer steps taken.
+    log
+        What was logged, in order; the last number of each kind counts.
+    """
+    last: dict[str, float] = {}
+    for row in log:
+        last |= row
+    settings = _named(recipe.model_dump(mode="json", exclude_unset=True))
+    files = {name: {"name": data.path.name} for name, data in _conversations(recipe).items()}
+    made = {
+        "recipe": yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
+        "data": {name: files[name] | entries for name, entries in fingerprint(recipe).items()},
+        "steps": steps,
+        "metrics": {name: last[name] for name in SHOWN if name in last},
+        "license": recipe.run.license,
     }
+    return {name: value for name, value in made.items() if value}
+
+
+def _named(value: Any) -> Any:
+    """Return settings with the last names of absolute paths alone: elsewhere these mean nothing."""
+    if isinstance(value, dict):
+        return {name: _named(part) for name, part in value.items()}
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:

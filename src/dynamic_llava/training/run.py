@@ -14,11 +14,12 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainingArguments
 
 from dynamic_llava.chat.positions import positions_of
+from dynamic_llava.checkpoints import load_skeleton
 from dynamic_llava.training import stages
 from dynamic_llava.training.feeding import Feed, feed
 from dynamic_llava.training.plan import Plan
 from dynamic_llava.training.recipe import Recipe
-from dynamic_llava.training.record import KEPT, Record
+from dynamic_llava.training.record import KEPT, Record, history
 from dynamic_llava.training.trainer import (
     COMPLETE,
     Schedules,
@@ -48,7 +49,7 @@ def train(recipe_path: Path, resume: bool = False, allow_changes: bool = False) 
     Returns
     -------
     Path
-        Folder of the finished model.
+        Folder of the finished model; of the predictors alone where the model stayed as it was.
 
     Raises
     ------
@@ -81,6 +82,7 @@ def train(recipe_path: Path, resume: bool = False, allow_changes: bool = False) 
         bar.close()
     stage = _gathered(trainer, recipe, stage)
     if trainer.is_world_process_zero():
+        _tell(stage, trainer)
         stage.finish(_unseen(recipe, data, stage.model.device), recipe.run.output / MODEL)
         for reason in trainer.skipped.reasons:
             print(f"skipped: {reason}", file=sys.stderr)
@@ -93,9 +95,12 @@ def train(recipe_path: Path, resume: bool = False, allow_changes: bool = False) 
 
 
 def dry_run(recipe_path: Path) -> Plan:
-    """Return what :func:`train` would do: parameters, tokens, steps, memory; nothing is written."""
+    """Return what :func:`train` would do: parameters, tokens, steps, memory; nothing is written.
+
+    Of the model, configs and processor are read, and no weights.
+    """
     recipe = Recipe.read(recipe_path)
-    stage = stages.build(recipe)
+    stage = stages.build(recipe, load_skeleton)
     data = feed(recipe, stage.processor, positions_of(stage.model.config))
     return Plan.of(recipe, stage.objective, data)
 
@@ -201,6 +206,14 @@ def _gathered(trainer: SparseTrainer, recipe: Recipe, stage: stages.Stage) -> st
         stage = stages.build(recipe)
         stage.objective.load_state_dict(state)
     return stage
+
+
+def _tell(stage: stages.Stage, trainer: SparseTrainer) -> None:
+    """Let the predictors, where there are any, keep what they were trained with."""
+    sparsifier = getattr(stage.model, "sparsifier", None)
+    if sparsifier is not None:
+        state = trainer.state
+        sparsifier.history = history(stage.recipe, state.global_step, state.log_history)
 
 
 def _unseen(recipe: Recipe, data: Feed, device: torch.device) -> Iterator[Mapping[str, Any]]:

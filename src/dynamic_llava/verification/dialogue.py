@@ -29,9 +29,9 @@ def check_dialogue(subject: Subject, file: GoldenFile, comparison: Comparison) -
     cache = None
     with subject.attached(subject.settings(file)) as model, Probe(model) as probe:
         for call in (inputs, *calls):
-            out = model(**call, past_key_values=cache, use_cache=True)
+            out = model(**subject.placed(call), past_key_values=cache, use_cache=True)
             cache = out.past_key_values
-            logits.append(out.logits[0])
+            logits.append(out.logits[0].cpu())
             lengths.append(subject.report.kv_lengths[:, 0])
     comparison.exact("call_logit_lens", torch.tensor([len(part) for part in logits]))
     comparison.logits("logits", torch.cat(logits))
@@ -58,6 +58,6 @@ def _decisions(report: Report, lengths: list[int]) -> Tensor:
             part_N[0] = next(text)
         elif report.prompt_decisions:
             kept_BN, droppable_BN = next(new_turns)
-            part_N = torch.where(droppable_BN[0], kept_BN[0].long(), NO_DECISION)
+            part_N = torch.where(droppable_BN[0], kept_BN[0].long(), NO_DECISION).cpu()
         parts.append(part_N)
     return torch.cat(parts)

@@ -104,16 +104,16 @@ def _settings(subject: Subject, file: GoldenFile) -> SparsityConfig:
 
 def _generate(model: Any, inputs: dict[str, Tensor], steps: int, use_cache: bool = True) -> _Run:
     out = model.generate(
-        **inputs,
+        **{name: value.to(model.device) for name, value in inputs.items()},
         max_new_tokens=steps,
         do_sample=False,
         use_cache=use_cache,
         return_dict_in_generate=True,
         output_logits=True,
     )
-    tokens_BT = out.sequences[:, inputs["input_ids"].shape[1] :]
-    report = model.sparsifier.report
-    return _Run(tokens_BT, torch.stack(out.logits, dim=1), report.text_kept, out.past_key_values)
+    tokens_BT = out.sequences[:, inputs["input_ids"].shape[1] :].cpu()
+    kept = [kept_T.cpu() for kept_T in model.sparsifier.report.text_kept]
+    return _Run(tokens_BT, torch.stack(out.logits, dim=1).cpu(), kept, out.past_key_values)
 
 
 def _compare_run(subject: Subject, run: _Run, probe: Probe, comparison: Comparison) -> None:

@@ -26,7 +26,7 @@ def check_prefill(subject: Subject, file: GoldenFile, comparison: Comparison) ->
     config.sparsify_image = not is_full and "image_keep_index" in file
     config.sparsify_prompt = "instruct_decision" in file
     with subject.attached(config) as model, Probe(model) as probe:
-        out = model(**inputs, use_cache=True)
+        out = model(**subject.placed(inputs), use_cache=True)
     _compare_inputs(subject, inputs, probe, comparison)
     comparison.logits("logits", out.logits)
     comparison.close("last_hidden_state", probe.last_hidden_BLC[0])
@@ -40,7 +40,7 @@ def check_prefill(subject: Subject, file: GoldenFile, comparison: Comparison) ->
     if config.sparsify_prompt:
         _compare_question(subject, probe, comparison)
     if is_full:
-        comparison.logits("logits", subject.model(**inputs).logits, note=" (detached)")
+        comparison.logits("logits", subject.model(**subject.placed(inputs)).logits, note=" (detached)")
 
 
 def compare_cache(comparison: Comparison, cache: Any) -> None:
@@ -50,7 +50,7 @@ def compare_cache(comparison: Comparison, cache: Any) -> None:
         layer = cache.layers[int(key.removeprefix(key[0] + "_layer"))]
         stored_BHSD = layer.keys if key[0] == "k" else layer.values
         valid_BS = slots.valid_BS if isinstance(layer, SparseLayer) else slots.is_token_BN(layer.used)
-        stored_BHSD = stored_BHSD[:, :, : valid_BS.shape[1]]
+        stored_BHSD, valid_BS = stored_BHSD[:, :, : valid_BS.shape[1]].cpu(), valid_BS.cpu()
         rows = [stored_HSD[:, valid_S] for stored_HSD, valid_S in zip(stored_BHSD, valid_BS, strict=True)]
         if len({row.shape for row in rows}) > 1:
             comparison.fail(key, "the rows hold different numbers of tokens")
@@ -89,6 +89,6 @@ def _compare_images(subject: Subject, probe: Probe, comparison: Comparison) -> N
 
 def _compare_question(subject: Subject, probe: Probe, comparison: Comparison) -> None:
     """Compare the decision on the tokens of the last question, and what leads to it; one row."""
-    decisions_BN, droppable_BN = subject.report.prompt_decisions[0]
+    decisions_BN, droppable_BN = (part_BN.cpu() for part_BN in subject.report.prompt_decisions[0])
     comparison.close("instruct_pred_logits", probe.prompt_logits_BN2[0][droppable_BN][None])
     comparison.exact("instruct_decision", decisions_BN[droppable_BN][None])

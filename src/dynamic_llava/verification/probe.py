@@ -1,4 +1,4 @@
-"""Records what flows through an attached model, by forward hooks.
+"""Records what flows through an attached model, by forward hooks; what it records is on the CPU.
 
 Legend: B batch, K pictures, I image tokens, N tokens, L tokens in the sparse layers, C channels.
 """
@@ -72,19 +72,19 @@ class Probe:
 
     def _output_of(self, module: nn.Module, records: list[Tensor]) -> Any:
         def record(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            records.append(output.detach())
+            records.append(output.detach().cpu())
 
         return module.register_forward_hook(record)
 
     def _enter_dense(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.embeds_BNC.append(args[0].detach())
-        self.dense_positions_BN.append(kwargs["position_ids"])
+        self.embeds_BNC.append(args[0].detach().cpu())
+        self.dense_positions_BN.append(kwargs["position_ids"].cpu())
 
     def _enter_sparse(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         key_weights = kwargs.get("key_weights")
-        self.hidden_BLC.append(args[0].detach())
-        self.positions_BL.append(kwargs["position_ids"])
-        self.policy_BN.append(None if key_weights is None else key_weights.policy_BN.detach())
+        self.hidden_BLC.append(args[0].detach().cpu())
+        self.positions_BL.append(kwargs["position_ids"].cpu())
+        self.policy_BN.append(None if key_weights is None else key_weights.policy_BN.detach().cpu())
 
     def _enter_image_predictor(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        self.image_hidden_KIC.append(args[0].detach())
+        self.image_hidden_KIC.append(args[0].detach().cpu())

@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
 
+import torch
+
+from dynamic_llava.environment import usable_device
 from dynamic_llava.verification.comparison import Comparison, Result
 from dynamic_llava.verification.dialogue import check_dialogue
 from dynamic_llava.verification.files import GoldenFile, find
@@ -32,6 +35,8 @@ CHECKS: dict[str, Check] = {
 def verify(
     folder: Path,
     attention: str = "sdpa",
+    device: torch.device | str = "cpu",
+    dtype: str | None = None,
     track: Callable[[list[GoldenFile]], Iterable[GoldenFile]] = iter,
 ) -> list[Result]:
     """Compute every golden file of ``folder`` again and compare.
@@ -43,6 +48,8 @@ def verify(
         attention unit needs no checkpoint.
     attention
         Attention implementation of the models, ``"sdpa"`` or ``"eager"``.
+    device, dtype
+        Of the models, as ``load_model`` takes them; the comparison itself runs on the CPU.
     track
         Passes the files on one by one; a progress bar.
 
@@ -54,9 +61,10 @@ def verify(
     Raises
     ------
     FileNotFoundError, ValueError
-        If there is nothing to verify, or a golden file cannot be read.
+        If there is nothing to verify, a golden file cannot be read, or there is no such device.
     """
-    load = lru_cache(maxsize=1)(lambda checkpoint: Subject(checkpoint, attention))
+    place = usable_device(device)
+    load = lru_cache(maxsize=1)(lambda checkpoint: Subject(checkpoint, attention, place, dtype))
     results: list[Result] = []
     for file in track(find(folder)):
         comparison = Comparison(file)

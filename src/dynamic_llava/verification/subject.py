@@ -37,6 +37,8 @@ class Subject:
         Folder in the official format, as ``load_model`` takes it.
     attention
         ``"sdpa"`` or ``"eager"``.
+    device, dtype
+        As ``load_model`` takes them. What is compared is on the CPU.
 
     Raises
     ------
@@ -44,8 +46,10 @@ class Subject:
         If the checkpoint has no sparsifier.
     """
 
-    def __init__(self, checkpoint: Path, attention: str) -> None:
-        model: Any = load_model(checkpoint)
+    def __init__(
+        self, checkpoint: Path, attention: str, device: torch.device | str = "cpu", dtype: str | None = None
+    ) -> None:
+        model: Any = load_model(checkpoint, dtype, device)
         if getattr(model, "sparsifier", None) is None:
             raise ValueError(f"{checkpoint} has no sparse_config: nothing to verify")
         self.model = model
@@ -104,6 +108,10 @@ class Subject:
             "attention_mask": torch.ones_like(input_ids_BN),
             "pixel_values": file[f"{prefix}pixel_values"],
         }
+
+    def placed(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return inputs where the model computes."""
+        return {name: value.to(self.model.device) for name, value in inputs.items()}
 
     def expand(self, values_BT: Tensor, ids_BT: Tensor, fill: int) -> Tensor:
         """Repeat ``fill`` for each image token where ``ids_BT`` has the placeholder: ``[B, N]``."""

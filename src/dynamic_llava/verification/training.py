@@ -98,12 +98,19 @@ def _train(subject: Subject, file: GoldenFile, batch: _Batch, eps: float) -> tup
         with subject.attached(config) as model, Probe(model) as probe:
             model.train()
             model.zero_grad()
-            sparsifier.tau, sparsifier.noise = float(file["tau"]), lambda logits: noises.pop(0)
-            out = model(**batch.inputs, answer_mask=batch.answer_BN, prompt_mask=batch.question_BN)
+            sparsifier.tau, sparsifier.noise = (
+                float(file["tau"]),
+                lambda logits: noises.pop(0).to(logits.device),
+            )
+            masks = {"answer_mask": batch.answer_BN, "prompt_mask": batch.question_BN}
+            out = model(**subject.placed(batch.inputs | masks))
             penalties = sparsifier.ratio_loss()
             loss = out.loss + config.ratio_weight * sum(penalties)
             loss.backward()
-            gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+            gradients = {
+                name: None if parameter.grad is None else parameter.grad.cpu()
+                for name, parameter in model.named_parameters()
+            }
     finally:
         sparsifier.noise = draw
     return _Step(out.logits, out.loss, penalties, loss, gradients), probe
@@ -142,7 +149,7 @@ def _compare_masks(subject: Subject, probe: Probe, batch: _Batch, comparison: Co
         is_token_BA = torch.arange(int(length_B1.max())) < length_B1
         if mask_BN is not None:
             padded_BA = torch.full(is_token_BA.shape, PADDED)
-            padded_BA[is_token_BA] = mask_BN.detach()[span_BN]
+            padded_BA[is_token_BA] = mask_BN.detach().cpu()[span_BN]
             comparison.close(f"{name}_mask", padded_BA, MASK_TOLERANCE)
         if logits_BA2:
             left_BA2 = torch.zeros_like(logits_BA2[0])

@@ -29,10 +29,11 @@ from dynamic_llava.checkpoints.official.processor import (
     read_tokenizer,
 )
 from dynamic_llava.checkpoints.official.projectors import fit_projector
-from dynamic_llava.checkpoints.official.tower import Tower, find_tower, own_config
+from dynamic_llava.checkpoints.official.tower import CONFIG_FILES, TOWER_FILES, Tower, find_tower, own_config
 from dynamic_llava.checkpoints.tokenizer import has_tokenizer
 from dynamic_llava.checkpoints.weights import Weights
 from dynamic_llava.config import SparsityConfig
+from dynamic_llava.hub import Access
 from dynamic_llava.sparsifier import Sparsifier
 
 VOCABULARY_ROWS = ("model.language_model.embed_tokens.weight", "lm_head.weight")
@@ -48,9 +49,11 @@ class OfficialCheckpoint:
     raw
         Its ``config.json``.
     weights
-        Its tensors by their official names.
+        Its tensors by their official names; None where only its config and its processor are asked for.
     vision_tower
         Where the tower lies, if not where the checkpoint says.
+    access
+        How the hub is reached for a tower there.
 
     Raises
     ------
@@ -62,19 +65,33 @@ class OfficialCheckpoint:
     """
 
     def __init__(
-        self, folder: Path, raw: dict[str, Any], weights: Weights, vision_tower: str | Path | None
+        self,
+        folder: Path,
+        raw: dict[str, Any],
+        weights: Weights | None,
+        vision_tower: str | Path | None,
+        access: Access,
     ) -> None:
         self.folder = folder
         self.raw = raw
-        self.weights = weights
+        self._weights = weights
         self.vision_tower = vision_tower
+        self.access = access
         self.projector: str = raw.get("mm_projector_type", "linear")
+
+    @property
+    def weights(self) -> Weights:
+        """Its tensors by their official names."""
+        if self._weights is None:
+            raise ValueError(f"{self.folder}: the weights were not asked for")
+        return self._weights
 
     @cached_property
     def tower(self) -> Tower | None:
-        """The vision tower; None where the checkpoint's own copy counts."""
-        has_own = any(name.startswith(layout.TOWER) for name in self.weights)
-        return find_tower(self.raw, self.folder, self.vision_tower, has_own)
+        """The vision tower; None where the checkpoint's own copy counts, or, without weights, may count."""
+        files = CONFIG_FILES if self._weights is None else TOWER_FILES
+        has_own = self._weights is None or any(name.startswith(layout.TOWER) for name in self._weights)
+        return find_tower(self.raw, self.folder, self.vision_tower, has_own, files, self.access)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
@@ -179,7 +196,7 @@ class OfficialCheckpoint:
 
     @cached_property
     def _vision(self) -> CLIPVisionConfig:
-        return self.tower.config if self.tower else own_config(self.raw, self.folder)
+        return self.tower.config if self.tower else own_config(self.raw, self.folder, self.access)
 
     @cached_property
     def _origins(self) -> dict[str, str]:

@@ -7,6 +7,8 @@ reached, a copy inside the checkpoint serves.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from dynamic_llava import hub
 from dynamic_llava.checkpoints.configs import made_from
 from dynamic_llava.checkpoints.weights import Weights
 from dynamic_llava.files import read_object
+from dynamic_llava.hub import Access
 
 # The two towers of the official models, so that a checkpoint with a copy of its own loads offline.
 LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
@@ -24,7 +27,8 @@ KNOWN: dict[str, dict[str, Any]] = {
     "openai/clip-vit-large-patch14": LARGE | {"patch_size": 14, "image_size": 224, "projection_dim": 768},
     "openai/clip-vit-large-patch14-336": LARGE | {"patch_size": 14, "image_size": 336, "projection_dim": 768},
 }
-TOWER_FILES = ["*.json", "*.safetensors", "*.bin"]
+CONFIG_FILES = ["*.json"]
+TOWER_FILES = [*CONFIG_FILES, "*.safetensors", "*.bin"]
 
 
 class Tower:
@@ -39,8 +43,16 @@ class Tower:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.config = _read_config(folder)
-        self.weights = Weights(folder)
-        self.names = {self._path(name): name for name in self.weights if self._belongs(name)}
+
+    @cached_property
+    def weights(self) -> Weights:
+        """Its tensors, by their names in the files."""
+        return Weights(self.folder)
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """Name in the files of each module path here, ``model.vision_tower...``."""
+        return {self._path(name): name for name in self.weights if self._belongs(name)}
 
     def read(self, path: str) -> Tensor:
         """Return a tensor by its module path here, ``model.vision_tower...``."""
@@ -60,7 +72,14 @@ class Tower:
         return not name.startswith(parts) and not name.endswith("position_ids")
 
 
-def find_tower(config: dict[str, Any], folder: Path, given: str | Path | None, has_own: bool) -> Tower | None:
+def find_tower(
+    config: dict[str, Any],
+    folder: Path,
+    given: str | Path | None,
+    has_own: bool,
+    files: Sequence[str],
+    access: Access,
+) -> Tower | None:
     """Return the tower to use, or None for the checkpoint's own copy.
 
     Raises
@@ -73,7 +92,7 @@ def find_tower(config: dict[str, Any], folder: Path, given: str | Path | None, h
     name = str(given or _named(config))
     if not name and not has_own:
         raise FileNotFoundError(f"{folder}: config.json names no mm_vision_tower; pass vision_tower=...")
-    place = _place(name, None if given else folder, TOWER_FILES)
+    place = _place(name, None if given else folder, files, access)
     if place is not None:
         return Tower(place)
     if given is None and has_own:
@@ -84,12 +103,12 @@ def find_tower(config: dict[str, Any], folder: Path, given: str | Path | None, h
     )
 
 
-def own_config(config: dict[str, Any], folder: Path) -> CLIPVisionConfig:
+def own_config(config: dict[str, Any], folder: Path, access: Access) -> CLIPVisionConfig:
     """Return the config of a copy inside the checkpoint: it lies with the tower that the copy stems from."""
     name = _named(config)
     if name in KNOWN:
         return CLIPVisionConfig(**KNOWN[name])
-    place = _place(name, folder, ["*.json"])
+    place = _place(name, folder, CONFIG_FILES, access)
     if place is None:
         raise FileNotFoundError(
             f"{folder} holds its vision tower, but not the tower's config, and {name!r} cannot be reached; "
@@ -102,7 +121,7 @@ def _named(config: dict[str, Any]) -> str:
     return str(config.get("mm_vision_tower") or config.get("vision_tower") or "")
 
 
-def _place(name: str, checkpoint: Path | None, files: list[str]) -> Path | None:
+def _place(name: str, checkpoint: Path | None, files: Sequence[str], access: Access) -> Path | None:
     """Return the folder of a tower, relative to its checkpoint first, or fetched from the hub."""
     path = Path(name).expanduser()
     for place in (path,) if checkpoint is None else (checkpoint / path, path):
@@ -111,7 +130,7 @@ def _place(name: str, checkpoint: Path | None, files: list[str]) -> Path | None:
     if not hub.is_id(name):
         return None
     try:
-        return hub.fetch(name, files, "hub model")
+        return hub.fetch(name, files, "hub model", access.elsewhere())
     except FileNotFoundError:
         return None
 

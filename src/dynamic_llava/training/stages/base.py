@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration, LlavaProcessor
+from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedModel, ProcessorMixin
 
 from dynamic_llava import checkpoints
 from dynamic_llava.sparsifier import Sparsifier
 from dynamic_llava.training.recipe import Recipe
 from dynamic_llava.training.stages.objective import Objective
+
+Load = Callable[..., tuple[PreTrainedModel, ProcessorMixin]]
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,16 @@ class Stage(ABC):
 
     @classmethod
     @abstractmethod
-    def build(cls, recipe: Recipe) -> Stage:
-        """Load or make the model of the stage, and freeze what it does not train."""
+    def build(cls, recipe: Recipe, load: Load) -> Stage:
+        """Load or make the model of the stage, and freeze what it does not train.
+
+        Parameters
+        ----------
+        recipe
+            What it says.
+        load
+            Loads the model that the stage starts from, with its weights or without.
+        """
 
     def finish(self, unseen: Iterable[Mapping[str, Any]], folder: Path) -> None:
         """Write the finished model.
@@ -45,7 +55,7 @@ class Stage(ABC):
 
 
 def load_init(
-    recipe: Recipe,
+    recipe: Recipe, load: Load
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor, dict[str, Tensor] | None]:
     """Load the model to start from, which the recipe has made sure to name; freeze what is not trained.
 
@@ -55,7 +65,7 @@ def load_init(
         ``trained`` are the weights of the sparsifier that the model came with, which is taken off; or None.
     """
     dtype = getattr(torch, recipe.stage.init_dtype)
-    loaded, processor = checkpoints.load_with_processor(
+    loaded, processor = load(
         cast(str, recipe.stage.init), dtype=dtype, vision_tower=recipe.stage.vision_tower
     )
     model = cast(LlavaForConditionalGeneration, loaded)

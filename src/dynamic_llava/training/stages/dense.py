@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dynamic_llava.data.training import IGNORE, model_inputs
 from dynamic_llava.training.recipe import Recipe
-from dynamic_llava.training.stages.base import Stage, load_init
+from dynamic_llava.training.stages.base import Load, Stage, load_init
 from dynamic_llava.training.stages.objective import Group, Objective, label_weights
 
 
@@ -22,9 +22,9 @@ class DenseStage(Stage):
     """Trains projector and decoder of a dense model."""
 
     @classmethod
-    def build(cls, recipe: Recipe) -> DenseStage:
+    def build(cls, recipe: Recipe, load: Load) -> DenseStage:
         """See the base class."""
-        model, processor, trained = load_init(recipe)
+        model, processor, trained = load_init(recipe, load)
         if trained is not None:
             raise ValueError(f"{recipe.stage.init}: init has a sparsifier, which the dense stage would lose")
         return cls(recipe, DenseObjective(model), model, processor)

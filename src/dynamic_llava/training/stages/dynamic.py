@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, PreTrainedModel
 
+from dynamic_llava import checkpoints
 from dynamic_llava.config import SparsityConfig
 from dynamic_llava.core.report import Report
 from dynamic_llava.methods.base import TrainRates
@@ -23,7 +24,7 @@ from dynamic_llava.sparsifier import Sparsifier
 from dynamic_llava.training.calibration import set_text_threshold
 from dynamic_llava.training.noise import SampleNoise
 from dynamic_llava.training.recipe import MethodSettings, Recipe
-from dynamic_llava.training.stages.base import Stage, load_init
+from dynamic_llava.training.stages.base import Load, Stage, load_init
 from dynamic_llava.training.stages.dense import DenseObjective, cross_entropy
 from dynamic_llava.training.stages.objective import Group, label_weights
 
@@ -37,10 +38,10 @@ class DynamicStage(Stage):
     adapted: Any = None
 
     @classmethod
-    def build(cls, recipe: Recipe) -> DynamicStage:
+    def build(cls, recipe: Recipe, load: Load) -> DynamicStage:
         """See the base class; goes on from the predictors that the model may have."""
         method = _method(recipe)
-        model, processor, trained = load_init(recipe)
+        model, processor, trained = load_init(recipe, load)
         teacher = copy.deepcopy(model) if method.distill_weight else None
         torch.manual_seed(recipe.run.seed)
         hidden_size = cast(nn.Embedding, model.get_input_embeddings()).embedding_dim
@@ -55,8 +56,11 @@ class DynamicStage(Stage):
         )
 
     def finish(self, unseen: Iterable[Mapping[str, Any]], folder: Path) -> None:
-        """Set the output predictor's threshold on ``unseen`` and write the finished model."""
-        model = self.model
+        """Set the output predictor's threshold on ``unseen`` and write the finished model.
+
+        Where the model stayed as it was, the predictors alone are written, with its name.
+        """
+        model, method = self.model, _method(self.recipe)
         sparsifier = cast(Sparsifier, model.sparsifier)
         sparsifier.train_rates = None
         sparsifier.to(dtype=model.dtype)
@@ -64,13 +68,18 @@ class DynamicStage(Stage):
         if config.sparsify_text and sparsifier.text_method.has_dial:
             set_text_threshold(model, sparsifier, unseen)
         sparsifier.detach()  # peft takes its adapters out of the stock model
-        if self.adapted is not None and _method(self.recipe).merge_lora:
+        if self.adapted is not None and method.merge_lora:
             self.adapted.merge_and_unload()
         elif self.adapted is not None:
             self.adapted.save_pretrained(folder.with_name("lora"))
             self.adapted.unload()
         sparsifier.attach(model)
-        super().finish(unseen, folder)
+        if method.changes_model:
+            model.name_or_path = ""  # it is another model now
+            super().finish(unseen, folder)
+        else:
+            sparsifier.to(dtype=getattr(torch, self.recipe.run.save_dtype))
+            checkpoints.save_predictors(sparsifier, folder)
 
 
 class SparseObjective(DenseObjective):

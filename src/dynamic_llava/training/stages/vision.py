@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from dynamic_llava.training import nano
 from dynamic_llava.training.nano import patches
 from dynamic_llava.training.recipe import Recipe
-from dynamic_llava.training.stages.base import Stage
+from dynamic_llava.training.stages.base import Load, Stage
 from dynamic_llava.training.stages.objective import Group, Objective
 
 
@@ -23,7 +23,7 @@ class VisionStage(Stage):
     """Makes nano from nothing and trains its tower."""
 
     @classmethod
-    def build(cls, recipe: Recipe) -> VisionStage:
+    def build(cls, recipe: Recipe, load: Load) -> VisionStage:
         """See the base class."""
         processor = nano.build_processor()
         model = nano.build_model(processor, recipe.run.seed)
