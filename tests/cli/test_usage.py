@@ -72,6 +72,17 @@ def test_errors_that_nobody_foresaw_end_with_one_line_too(
     assert line.startswith(message)
 
 
+def test_a_package_that_is_missing_is_named_with_its_extra(
+    command: Command, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(source: str) -> None:
+        raise ModuleNotFoundError("No module named 'yaml'", name="yaml")
+
+    monkeypatch.setattr(cli.model, "load", broken)
+    line = refused(command, "generate", "--image", picture, "--prompt", "what?")
+    assert line == "error: yaml is not installed: pip install 'dynamic-llava[train]'\n"
+
+
 def test_help_that_cannot_be_written() -> None:
     if not Path("/dev/full").exists():
         pytest.skip("there is no device that is always full")
@@ -110,7 +121,6 @@ def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
         (("train",), "recipe"),
         (("paint",), "paint"),
         (("--wrong",), "--wrong"),
-        ((), "command"),
     ],
 )
 def test_bad_arguments(arguments: tuple[str, ...], message: str, command: Command) -> None:
