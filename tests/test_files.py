@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -81,6 +82,14 @@ def test_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "plots").touch()
     with pytest.raises(ValueError, match=r"plots is no folder that can be written to"):
         check_folder("--plot", tmp_path / "plots")
+
+
+def test_names_that_are_no_text_are_written_all_the_same(tmp_path: Path) -> None:
+    content = {"command": "evaluate --data caf\udce9 \ud83d", "accent": "\u00e9"}
+    write_json(tmp_path / "result.json", content)
+    text = (tmp_path / "result.json").read_text(encoding="utf-8")
+    assert json.loads(text) == content
+    assert "\u00e9" in text
 
 
 @pytest.mark.parametrize("name", ["result.json", "new/folders/result.json"])

@@ -139,7 +139,13 @@ def one_line(text: str) -> str:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write ``content`` as indented JSON with a final newline."""
     with replacing(path) as partial:
-        partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.write_text(as_json(content, indent=2) + "\n", encoding="utf-8")
+
+
+def as_json(content: Mapping[str, Any], indent: int | None = None) -> str:
+    """Return JSON that can be written: halves of surrogate pairs, as names of files may hold, are escaped."""
+    text = json.dumps(content, indent=indent, ensure_ascii=False)
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _partial(path: Path) -> Path:

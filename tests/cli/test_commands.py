@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from tests.command_line import Command
 from typer.main import get_command
 from typer.testing import CliRunner
 
+import dynamic_llava
 from dynamic_llava import cli
 
 COMMANDS = sorted(get_command(cli.app).commands)
@@ -51,6 +53,38 @@ def test_help_does_not_wait_for_torch() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_nothing_asked_shows_the_help(command: Command) -> None:
+    assert command() == command("--help")
+    assert command().code == 0
+
+
+def test_version(command: Command) -> None:
+    outcome = command("--version")
+    assert (outcome.code, outcome.stdout) == (0, f"dynamic-llava {dynamic_llava.__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [("gen", ["generate"]), ("evaluate --task s", ["scenes"]), ("convert --for", ["--force"])],
+)
+def test_shells_complete_commands_options_and_values(words: str, expected: list[str]) -> None:
+    asked = {
+        "COMP_WORDS": f"dynamic-llava {words}",
+        "COMP_CWORD": str(words.count(" ") + 1),
+        "_DYNAMIC_LLAVA_COMPLETE": "complete_bash",
+    }
+    code = "from dynamic_llava.cli import app; app(prog_name='dynamic-llava')"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env=os.environ | asked,
+    )
+    assert (done.stdout.split(), done.stderr) == (expected, "")
 
 
 @pytest.mark.parametrize("name", COMMANDS)

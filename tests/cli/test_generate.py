@@ -100,6 +100,26 @@ def test_smaller_pictures(command: Command, picture: Path, checkpoint: Path) -> 
     assert "keep rate" in refused(command, *ask, "--model", checkpoint, "--downsample", "2")
 
 
+def test_bundled_picture(
+    command: Command, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ask = (
+        "generate",
+        "--image",
+        "scene-1",
+        "--prompt",
+        "what?",
+        "--max-new-tokens",
+        2,
+        "--model",
+        checkpoint,
+    )
+    assert command(*ask).code == 0
+    (tmp_path / "scene-1").touch()  # a file of that name comes first
+    assert "scene-1: the picture file is empty" in refused(command, *ask)
+
+
 def test_two_pictures(command: Command, picture: Path, checkpoint: Path) -> None:
     ask = ("generate", "--image", picture, "--image", picture, "--prompt", "same?", "--max-new-tokens", 2)
     assert command(*ask, "--json", "--model", checkpoint).json()["image_tokens"] == 288

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.command_line import Command, refused
+from typer.main import get_command
 
 from dynamic_llava import cli
 
@@ -23,20 +24,32 @@ def test_interrupt(command: Command, picture: Path, monkeypatch: pytest.MonkeyPa
     assert (outcome.code, outcome.stdout, outcome.stderr) == (130, "", "interrupted\n")
 
 
-@pytest.mark.parametrize("arguments", ["flops", "flops --json", "flops --help", "--help"])
-def test_reader_that_leaves_is_met_in_silence(arguments: str) -> None:
+NANO = "--model nano"
+GENERATE = f"generate --image scene-1 --prompt what? --max-new-tokens 3 {NANO}"
+QUICK = ["", "--help", "--version", "flops", "flops --json", "methods", "methods --json"]
+QUICK += [f"{name} --help" for name in sorted(get_command(cli.app).commands)]
+SLOW = [GENERATE, f"{GENERATE} --json", "demo --out {room}", "convert nano {room}/official --to official"]
+SLOW += ["evaluate --task scenes --limit 2", "verify {vectors}"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [*QUICK, *(pytest.param(line, marks=pytest.mark.slow) for line in SLOW)]
+)
+@pytest.mark.parametrize("of_both", [False, True])
+def test_reader_that_leaves_is_met_in_silence(arguments: str, of_both: bool, tmp_path: Path) -> None:
+    filled = arguments.format(room=tmp_path, vectors=Path(__file__).parents[1] / "vectors")
     reader, writer = os.pipe()
     os.close(reader)  # as `head -1` does, sooner or later
     with os.fdopen(writer, "w") as pipe:
         done = subprocess.run(
-            [sys.executable, "-m", "dynamic_llava", *arguments.split()],
+            [sys.executable, "-m", "dynamic_llava", *filled.split()],
             stdout=pipe,
-            stderr=subprocess.PIPE,
+            stderr=pipe if of_both else subprocess.PIPE,
             text=True,
             check=False,
             timeout=60,
         )
-    assert (done.returncode, done.stderr) == (1, "")
+    assert (done.returncode, (done.stderr or "").strip()) == (1, "")
 
 
 def test_other_broken_pipes_are_told(
@@ -70,6 +83,17 @@ def test_errors_that_nobody_foresaw_end_with_one_line_too(
     monkeypatch.setattr(cli.model, "load", broken)
     line = refused(command, "generate", "--image", picture, "--prompt", "what?")
     assert line.startswith(message)
+
+
+def test_a_package_that_is_missing_is_named_with_its_extra(
+    command: Command, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(source: str) -> None:
+        raise ModuleNotFoundError("No module named 'yaml'", name="yaml")
+
+    monkeypatch.setattr(cli.model, "load", broken)
+    line = refused(command, "generate", "--image", picture, "--prompt", "what?")
+    assert line == "error: yaml is not installed: pip install 'dynamic-llava[train]'\n"
 
 
 def test_help_that_cannot_be_written() -> None:
@@ -110,7 +134,6 @@ def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
         (("train",), "recipe"),
         (("paint",), "paint"),
         (("--wrong",), "--wrong"),
-        ((), "command"),
     ],
 )
 def test_bad_arguments(arguments: tuple[str, ...], message: str, command: Command) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,12 @@ def open_image(path: str | Path) -> Image.Image:
             image = Image.open(path)
         with image:
             return as_rgb(image, path)
+
+
+def bundled() -> dict[str, Path]:
+    """Return the files of the pictures that come with this package, by name."""
+    folder = Path(str(files("dynamic_llava") / "assets"))
+    return {path.stem: path for path in sorted(folder.glob("*.png"))}
 
 
 def as_rgb(image: Image.Image, name: str | Path | None = None) -> Image.Image:

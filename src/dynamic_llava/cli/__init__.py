@@ -13,13 +13,14 @@ from typing import Annotated
 
 import typer
 
+import dynamic_llava
 from dynamic_llava.cli.usage import Commands
 
 
 def build() -> typer.Typer:
     """Make the program from the modules of this folder, its commands in the order of the alphabet."""
-    program = typer.Typer(cls=Commands, rich_markup_mode=None, add_completion=False)
-    program.callback()(_common)
+    program = typer.Typer(cls=Commands, rich_markup_mode=None)
+    program.callback(invoke_without_command=True)(_common)
     for name in sorted(found.name for found in pkgutil.iter_modules(__path__)):
         module = import_module(f"{__name__}.{name}")
         if hasattr(module, "command"):
@@ -27,10 +28,22 @@ def build() -> typer.Typer:
     return program
 
 
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"dynamic-llava {dynamic_llava.__version__}")
+        raise typer.Exit()
+
+
 def _common(
+    context: typer.Context,
     traceback: Annotated[bool, typer.Option(help="Show where an error arose, not just one line.")] = False,
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Ask pictures questions with a sparse context: Dynamic-LLaVA."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 app = build()

@@ -65,7 +65,7 @@ def command(
 ) -> None:
     """Measure accuracy on easy-VQA or held-out scenes, or the quality and cost of long answers.
 
-    Example: dynamic-llava evaluate --model nano --task easy-vqa
+    Example: dynamic-llava evaluate --task scenes --limit 100
     """
     if output is not None:
         check_file("--output", output)

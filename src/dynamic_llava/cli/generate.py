@@ -24,7 +24,9 @@ from dynamic_llava.cli.output import print_json
 
 
 def command(
-    image: Annotated[list[Path], typer.Option(help="A picture; repeat it for several.")],
+    image: Annotated[
+        list[Path], typer.Option(help="A picture, or the name of a bundled one; repeat it for several.")
+    ],
     prompt: Annotated[str, typer.Option(help="Question or request; <image> may mark the pictures' places.")],
     model: Model = "nano",
     device: Device = None,
@@ -40,11 +42,13 @@ def command(
 ) -> None:
     """Answer one prompt about any picture; the answer streams.
 
-    Example: dynamic-llava generate --image cat.jpg --prompt "What is on the sofa?"
+    Example: dynamic-llava generate --image scene-1 --prompt "How many objects are there?"
     """
-    from dynamic_llava.chat.images import open_image
+    from dynamic_llava.chat.images import bundled, open_image
 
-    pictures = [open_image(path) for path in image]  # judged before the slow loading of a checkpoint
+    named = {} if all(path.exists() for path in image) else bundled()
+    # Judged before the slow loading of a checkpoint.
+    pictures = [open_image(path if path.exists() else named.get(str(path), path)) for path in image]
 
     from transformers import TextStreamer
 

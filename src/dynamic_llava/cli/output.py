@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections.abc import Mapping
@@ -11,10 +10,12 @@ from typing import Any
 
 import typer
 
+from dynamic_llava.files import as_json
+
 
 def print_json(content: Mapping[str, Any]) -> None:
     """Print one JSON object as a line of its own, as ``--json`` promises."""
-    typer.echo(json.dumps(content, ensure_ascii=False))
+    typer.echo(as_json(content))
 
 
 def say_written(*paths: Path) -> None:

@@ -10,6 +10,9 @@ from typer.core import TyperGroup
 
 from dynamic_llava.files import first_line, one_line
 
+EXTRAS = {"accelerate": "train", "peft": "train", "pydantic": "train", "yaml": "train", "nltk": "eval"}
+"""Packages that are only needed by some, and the extra that brings each."""
+
 
 class Commands(TyperGroup):
     """Ends a mistake, and whatever else stops a command, with one line and exit code 2, Ctrl-C with 130.
@@ -52,6 +55,8 @@ def _refuse_usage(ctx: Any, error: typer.TyperException) -> None:
 
 def _message(error: Exception) -> str:
     """Return what an error says; of one that nobody foresaw its kind and how to see more, too."""
+    if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
+        return f"{error.name} is not installed: pip install 'dynamic-llava[{EXTRAS[error.name]}]'"
     if isinstance(error, ValueError | OSError | ImportError | ArithmeticError):
         return str(error)
     kind = type(error).__name__
