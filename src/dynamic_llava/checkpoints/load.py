@@ -10,7 +10,12 @@ from typing import Any, TypedDict, Unpack, cast
 
 import torch
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration, PreTrainedModel, ProcessorMixin
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 from transformers.utils import logging
 
 from dynamic_llava.checkpoints.layout import to_hub
@@ -131,7 +136,7 @@ def load_skeleton(
     whole = found.base if found.kind == "predictors" else found
     _check_tower(whole)
     with torch.device("meta"):
-        model: Any = LlavaForConditionalGeneration(whole.config)
+        model: Any = _kind(whole.config)(whole.config)
         fit_projector(model)
     model.to(_dtype(dtype, None)).eval()
     model.name_or_path = whole.title
@@ -266,7 +271,7 @@ def _stock(
     config = source.config
     try:
         with _quiet():
-            loaded: Any = LlavaForConditionalGeneration.from_pretrained(
+            loaded: Any = _kind(config).from_pretrained(
                 folder,
                 config=config,
                 dtype=place.dtype,
@@ -290,6 +295,12 @@ def _stock(
             reason = "misshapen" if problem == "mismatched" else problem
             raise ValueError(f"{source.folder}: {len(names)} tensors are {reason}, such as {min(names)}")
     return model
+
+
+def _kind(config: Any) -> Any:
+    """Return the class of transformers for a config: a multimodal one, or one for text alone."""
+    multimodal = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(type(config), None)
+    return multimodal or MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
 
 
 @contextmanager

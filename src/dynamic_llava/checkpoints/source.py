@@ -8,9 +8,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from transformers import LlavaConfig, ProcessorMixin
+from transformers import CONFIG_MAPPING, ProcessorMixin
 
-from dynamic_llava import hub
+from dynamic_llava import families, hub
 from dynamic_llava.adapter import CONFIG_FILE, WEIGHTS_FILE, Adapter
 from dynamic_llava.checkpoints.configs import made_from
 from dynamic_llava.checkpoints.generation import check_generation
@@ -82,7 +82,7 @@ class Source:
 
     @cached_property
     def kind(self) -> Kind:
-        """``stock`` (transformers' LLaVA, perhaps with predictors), ``official``, or ``predictors`` alone."""
+        """``stock`` (transformers', perhaps with predictors), ``official``, or ``predictors`` alone."""
         if not self._has("config.json") and self._has(CONFIG_FILE):
             return "predictors"
         return "official" if is_official(self.raw) else "stock"
@@ -100,10 +100,11 @@ class Source:
             raise ValueError(f"{path} is no model config: it has no {error}") from error
         if not isinstance(model_type, str):
             raise ValueError(f"{path} is no model config: model_type is {model_type!r}, it must be a name")
-        if model_type != "llava" and not is_official(raw):
+        if model_type not in families.known() and not is_official(raw):
             raise ValueError(
-                f"{self.folder} holds a {model_type} model: llava (transformers), llava_llama, llava_mistral "
-                "and dynamic_llava_llama (official) can be loaded"
+                f"{self.folder} holds a {model_type} model: {', '.join(families.known())} (transformers), "
+                "llava_llama, llava_mistral and dynamic_llava_llama (official) can be loaded; "
+                f"{families.PAGE} says how to add one"
             )
         return raw
 
@@ -112,9 +113,10 @@ class Source:
         """Config of the stock model; that of an official checkpoint is translated."""
         if self.kind == "official":
             return self.official.config
-        with made_from(self.folder / "config.json", "LLaVA"):
-            config = LlavaConfig.from_dict(self.raw)
-        check_generation(self.folder, config.text_config)
+        kind = CONFIG_MAPPING[self.raw["model_type"]]
+        with made_from(self.folder / "config.json", kind.__name__.removesuffix("Config")):
+            config: Any = kind.from_dict(self.raw)
+        check_generation(self.folder, config.get_text_config())
         return config
 
     @cached_property
@@ -136,14 +138,14 @@ class Source:
 
     @cached_property
     def processor(self) -> ProcessorMixin | None:
-        """Tokenizer, handling of pictures and chat template; None where there is no tokenizer."""
+        """Tokenizer, handling of pictures and chat template; None without a tokenizer, or for text alone."""
         if self.kind == "predictors":
             return self.base.processor
         if not has_tokenizer(self.folder):
             return None
         if self.kind == "official":
             return self.official.processor
-        return read_processor(self.folder, self.config)
+        return read_processor(self.folder, self.config) if families.family_of(self).kinds else None
 
     @cached_property
     def adapter(self) -> Adapter | None:
