@@ -1,8 +1,8 @@
 """Count the code lines of the modules that one uniform prefill and one decoded token execute.
 
 An attached tiny model is given a prompt with a picture and then one token, with the uniform policies. A
-module counts, with all of its lines, if any of its functions ran meanwhile; every file of ``families`` counts
-besides, which may be data alone. Code lines are those with code on them: no docstrings, comments or blanks.
+module counts, with all of its lines, if any of its functions ran meanwhile; so does the file of the model's
+family, which may be data alone. Code lines are those with code on them: no docstrings, comments or blanks.
 
     python -m evidence.code_lines --base 2881a65 --output evidence/results/code-lines.json
 """
@@ -77,9 +77,9 @@ def code_lines(source: str) -> int:
 
 def count(_: str) -> dict[str, int]:
     """Return the code lines of each module that counts, by its path in the package."""
-    paths = {Path(sys.modules[name].__file__ or "") for name in executed()} | set(
-        PACKAGE.glob("families/*.py")
-    )
+    family = PACKAGE / "families" / f"{tiny.model().config.model_type}.py"
+    paths = {Path(sys.modules[name].__file__ or "") for name in executed()}
+    paths |= {family} if family.is_file() else set()
     return {
         path.relative_to(PACKAGE).as_posix(): code_lines(path.read_text(encoding="utf-8"))
         for path in sorted(paths)

@@ -16,7 +16,7 @@ from dynamic_llava.adapter import Adapter, check_merged
 from dynamic_llava.config import SparsityConfig
 from dynamic_llava.core import cache as caches
 from dynamic_llava.core.decisions import Decisions
-from dynamic_llava.core.fit import check_fit, check_kind, check_layer, computes_on
+from dynamic_llava.core.fit import check_fit, check_kind, computes_on
 from dynamic_llava.core.hooks import Attachment
 from dynamic_llava.core.passes.base import PromptState
 from dynamic_llava.families import family_of
@@ -106,7 +106,7 @@ class Sparsifier(Decisions):
         family = family_of(model)
         decoder: Any = model.base_model.get_submodule(family.decoder)
         check_fit(model, decoder, self.hidden_size, self.base_model)
-        check_layer(self.config.layer, family.first_layer(model.config), decoder.config.num_hidden_layers)
+        family.check_layer(model.config, self.config.layer, decoder.config.num_hidden_layers)
         # It decides on what the last dense layer returns, so it lives where that layer computes.
         last = decoder.layers[self.config.layer - 1]
         dtype = next(weight for weight in last.parameters() if weight.is_floating_point()).dtype

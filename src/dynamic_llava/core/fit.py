@@ -40,16 +40,6 @@ def check_kind(model: Any) -> None:
         raise ValueError(REPLICA)
 
 
-def check_layer(layer: int, first: int, layers: int) -> None:
-    """Raise ``ValueError`` if a decoder of so many layers cannot be sparse from ``layer`` on."""
-    if first <= layer < layers:
-        return
-    why = f"the decoder has {layers} layers"
-    if layer < first:
-        why = f"this model adds features of its pictures to the first {first} layers"
-    raise ValueError(f"layer is {layer}: {why}, choose {first} to {layers - 1}")
-
-
 def check_fit(model: PreTrainedModel, decoder: Any, hidden_size: int, base_model: str) -> None:
     """Raise ``ValueError`` if predictors of ``hidden_size`` do not fit ``model``.
 

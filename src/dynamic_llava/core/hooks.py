@@ -12,7 +12,6 @@ import copy
 import functools
 import inspect
 import threading
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,17 +20,18 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from dynamic_llava.core import cache as caches
-from dynamic_llava.core import positions, turns
+from dynamic_llava.core import turns
 from dynamic_llava.core.attention import interface
 from dynamic_llava.core.decisions import Decisions
 from dynamic_llava.core.ends import Ends
 from dynamic_llava.core.eviction import EvictingPass
-from dynamic_llava.core.fit import REPLICA, check_layer
+from dynamic_llava.core.fit import REPLICA
 from dynamic_llava.core.passes import masked
 from dynamic_llava.core.passes.base import Given, Pass, PromptState
 from dynamic_llava.core.passes.decode import DecodePass
 from dynamic_llava.core.passes.prefill import PrefillPass
 from dynamic_llava.core.passes.recompute import RecomputePass
+from dynamic_llava.core.positions import Embedded
 from dynamic_llava.core.record import Record
 from dynamic_llava.core.view import MASK
 from dynamic_llava.costs.shape import DecoderShape
@@ -71,7 +71,7 @@ class Attachment:
         self.implementation: str = self.decoder.config._attn_implementation
         self.is_flash = "flash" in self.implementation
         self._checked: dict[str, Any] = {}
-        self._has_warned = False
+        self._embedded = Embedded(decisions, bool(family.kinds))
         self._configs: list[tuple[nn.Module, Any]] = []
         self._handles = [
             model.register_forward_pre_hook(self._check_labels, with_kwargs=True),
@@ -134,7 +134,7 @@ class Attachment:
         self.check()
         if CALL in kwargs:
             return None
-        pictures = self._at_positions(_by_name(decoder, args, kwargs), kwargs.pop(POSITIONS, None))
+        pictures = self._embedded.pictures(_by_name(decoder, args, kwargs), kwargs.pop(POSITIONS, None))
         return args, {**kwargs, CALL: Call(Given(pictures))}
 
     def _layer(self, number: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -165,25 +165,12 @@ class Attachment:
     def _pictures(
         self, base: Any, kwargs: Mapping[str, Any], context: caches.Context | None, own: Any
     ) -> list[Tensor]:
-        """Return where the tokens of each picture lie, as the caller says or as the ids tell."""
+        """Return where the tokens of each picture lie, as the ids tell or as the caller says."""
         if own is None and context is not None and not context.slots.used:
             own = context.image_positions
-        ids_BN = kwargs.get("input_ids")
-        if own is not None or (ids_BN is None and not self.family.has_pictures(kwargs)):
-            return self._at_positions(kwargs, own)
-        return self.family.pictures(base, kwargs)
-
-    def _at_positions(self, kwargs: Mapping[str, Any], own: Any) -> list[Tensor]:
-        """Return where a caller says that pictures lie; warn once of embeddings that may hold unseen ones."""
-        ids_BN, embeds_BNC = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
-        fed = embeds_BNC if ids_BN is None else ids_BN
-        if own is not None and isinstance(fed, Tensor):
-            return positions.flat(own, fed.shape[0], fed.shape[1], fed.device)
-        may_hold = isinstance(embeds_BNC, Tensor) and embeds_BNC.shape[1] > 1 and bool(self.family.kinds)
-        if may_hold and self.decisions.config.sparsify_image and not self._has_warned:
-            self._has_warned = True
-            warnings.warn(positions.UNSEEN, stacklevel=2)
-        return []
+        if own is None and (kwargs.get("input_ids") is not None or self.family.has_pictures(kwargs)):
+            return self.family.pictures(base, kwargs)
+        return self._embedded.pictures(kwargs, own)
 
     def check(self) -> None:
         """Raise ``ValueError`` if the config, which may have been edited, does not fit the model."""
@@ -197,7 +184,7 @@ class Attachment:
             return  # before the rest, for every decoded token comes by
         config.validate()
         self.decisions.check_methods()
-        check_layer(config.layer, self.family.first_layer(self.model.config), self.shape.layers)
+        self.family.check_layer(self.model.config, config.layer, self.shape.layers)
         self._checked = dict(vars(config))
 
     def _choose(self, given: Given, hidden_BNC: Tensor, kwargs: Mapping[str, Any]) -> Pass:

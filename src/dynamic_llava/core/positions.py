@@ -5,11 +5,14 @@ Legend: B batch, N tokens fed, I image tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from dynamic_llava.core.decisions import Decisions
 
 UNSEEN = (
     "inputs_embeds came without input_ids or image_positions: image tokens cannot be told from text, so none "
@@ -17,6 +20,37 @@ UNSEEN = (
     "picture's tokens (an empty list where there is none): to the model, or for generate() to "
     "past_key_values=sparsifier.new_cache(image_positions=...)"
 )
+
+
+class Embedded:
+    """Calls that bring a prompt as embeddings, which may hold the features of pictures.
+
+    Parameters
+    ----------
+    decisions
+        Whose config says whether image tokens are dropped.
+    has_pictures
+        Whether the model takes pictures at all.
+    """
+
+    def __init__(self, decisions: Decisions, has_pictures: bool) -> None:
+        self.decisions, self.has_pictures = decisions, has_pictures
+        self._has_warned = False
+
+    def pictures(self, kwargs: Mapping[str, Any], positions: Any) -> list[Tensor]:
+        """Return where the caller says that pictures lie; warn once where it does not and some may.
+
+        See :func:`flat` for ``positions``.
+        """
+        ids_BN, embeds_BNC = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
+        fed = embeds_BNC if ids_BN is None else ids_BN
+        if positions is not None and isinstance(fed, Tensor):
+            return flat(positions, fed.shape[0], fed.shape[1], fed.device)
+        may_hold = isinstance(embeds_BNC, Tensor) and embeds_BNC.shape[1] > 1 and self.has_pictures
+        if may_hold and self.decisions.config.sparsify_image and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(UNSEEN, stacklevel=2)
+        return []
 
 
 def flat(positions: Sequence[Sequence[Any]], batch: int, length: int, device: torch.device) -> list[Tensor]:

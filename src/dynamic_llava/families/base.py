@@ -119,6 +119,16 @@ class Family:
         found = [picture_I for kind in self.kinds for picture_I in kind.find(base, given)]
         return found if len(self.kinds) < 2 else sorted(found, key=lambda picture_I: int(picture_I[0]))
 
+    def check_layer(self, config: Any, layer: int, layers: int) -> None:
+        """Raise ``ValueError`` if a decoder of so many layers cannot be sparse from ``layer`` on."""
+        first = self.first_layer(config)
+        if first <= layer < layers:
+            return
+        why = f"the decoder has {layers} layers"
+        if layer < first:
+            why = f"this model adds features of its pictures to the first {first} layers"
+        raise ValueError(f"layer is {layer}: {why}, choose {first} to {layers - 1}")
+
     def has_pictures(self, given: Mapping[str, Any]) -> bool:
         """Return whether a call of the base model brings pictures."""
         if given.get("mm_encoder_outputs") is not None:
