@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor
-from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
+from transformers import Cache, PreTrainedModel, StaticCache
 
 from dynamic_llava import methods
 from dynamic_llava.adapter import Adapter, check_merged
@@ -169,7 +169,7 @@ class Sparsifier(Decisions):
         if static and capacity is not None:
             cache: Cache = StaticCache(config=config, max_cache_len=capacity)
         else:
-            cache = DynamicCache(config=config)
+            cache = caches.growing(config, attachment.shape)
         context = caches.fill(cache, layers, self.config.layer, record, capacity, static)
         context.image_positions = image_positions
         return cache

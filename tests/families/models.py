@@ -401,6 +401,9 @@ CASES: dict[str, Case] = {
         _even(4),
         per_token=lambda ids: {"token_type_ids": (ids == IMAGE).long()},
     ),
+    "gemma3_text": _flat_text(
+        "gemma3_text", head_dim=8, sliding_window=8, layer_types=["sliding_attention", "full_attention"] * 2
+    ),
     "llama": _flat_text("llama"),
     "qwen2": _flat_text("qwen2"),
     "qwen3": _flat_text("qwen3", head_dim=8),

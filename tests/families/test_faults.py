@@ -73,7 +73,7 @@ def every_output_token(patch: Patch) -> None:
 
 def windows_by_slot(patch: Patch) -> None:
     """The columns of a sliding window are counted from the first."""
-    patch.setattr(view, "first_column", lambda mask, past, fed: 0)
+    patch.setattr(view, "first_column", lambda mask, past, fed, columns: 0)
 
 
 FAULTS: dict[str, tuple[Callable[[Patch], None], str]] = {

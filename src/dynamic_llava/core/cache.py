@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import (
+    DynamicCache,
     DynamicLayer,
     DynamicSlidingWindowLayer,
     StaticLayer,
@@ -25,6 +26,7 @@ from transformers.cache_utils import (
 from dynamic_llava.core.record import Record
 from dynamic_llava.core.slots import Slots, check_room, size_for
 from dynamic_llava.core.static import StaticSlots, keep_address
+from dynamic_llava.costs.shape import DecoderShape
 
 STOCK_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer)
 
@@ -288,6 +290,11 @@ def install(cache: Cache, layers: int, split: int, record: Record, window: int |
             "give past_key_values=sparsifier.new_cache(capacity, static=True)"
         )
     return fill(cache, layers, split, record, capacity, static)
+
+
+def growing(config: Any, shape: DecoderShape) -> DynamicCache:
+    """Return an empty cache for a decoder; it asks the config, which takes long, only where layers differ."""
+    return DynamicCache(config=config) if shape.windows else DynamicCache()
 
 
 def fill(

@@ -70,6 +70,10 @@ class Attachment:
         self.shape = DecoderShape.from_config(self.decoder.config)
         self.implementation: str = self.decoder.config._attn_implementation
         self.is_flash = "flash" in self.implementation
+        # What its cache is called changed in transformers 5.24.
+        kind: Any = type(base)
+        names = _argument_names(kind)
+        self._cache_name = next((name for name in ("past_key_values", "cache") if name in names), "")
         self._checked: dict[str, Any] = {}
         self._embedded = Embedded(decisions, bool(family.kinds))
         self._configs: list[tuple[nn.Module, Any]] = []
@@ -120,6 +124,8 @@ class Attachment:
                 prompt, kwargs = value, {**kwargs, name: None}
             elif isinstance(value, Cache):
                 cache = value
+        if cache is None and prompt is None and answer_mask is None and self._makes_cache(kwargs):
+            kwargs[self._cache_name] = caches.growing(self.decoder.config, self.shape)
         if answer_mask is not None:
             kwargs = masked.at_full_length(kwargs, cache, self.implementation, self.model.dtype)
         elif (context := caches.context_of(cache)) is not None and context.lacks_columns(kwargs.get(MASK)):
@@ -128,6 +134,10 @@ class Attachment:
         given = Given(pictures, kwargs.get("input_ids"), kwargs.get(MASK), answer_mask, prompt_mask, prompt)
         kwargs[CALL] = Call(given)
         return args, kwargs
+
+    def _makes_cache(self, kwargs: Mapping[str, Any]) -> bool:
+        """Return whether a call asks for a cache and brings none: ours is there sooner than the stock one."""
+        return bool(kwargs.get("use_cache") and self._cache_name)
 
     def _open(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """See to it that a call is there where the decoder is called by itself."""

@@ -33,7 +33,7 @@ def is_token(mask: Any, batch: int, fed: int, past: int, device: torch.device) -
         Bool ``[B, N]``; None where all are.
     """
     query_N = torch.arange(fed, device=device)
-    column_N = query_N + (past - first_column(mask, past, fed))
+    column_N = query_N + (past - first_column(mask, past, fed, None))
     if isinstance(mask, BlockMask):
         row_B1 = torch.arange(batch, device=device)[:, None]
         valid_BN = mask.mask_mod(row_B1, torch.zeros_like(row_B1), query_N[None], column_N[None])

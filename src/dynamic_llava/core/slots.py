@@ -55,6 +55,7 @@ class Slots:
     """
 
     is_static = False
+    columns: int | None = None  # that may be fed in all, where the cache is static
 
     def __init__(self, limit: int | None = None) -> None:
         self.limit = limit

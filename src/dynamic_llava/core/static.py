@@ -57,7 +57,7 @@ class StaticSlots(Slots):
         self._grow()
         with torch.inference_mode(False):  # as in `_begin`
             self.fed = torch.full((), self.fed, dtype=torch.long, device=self.length_B.device)
-            self.ids_BN = self.length_B.new_zeros(len(self.length_B), self.columns)
+            self.ids_BN = self.length_B.new_zeros(len(self.length_B), self.columns or 0)
         keep_address(self.length_B, self.answer_start, self.valid_BS, self.column_BS, self.fed, self.ids_BN)
 
 

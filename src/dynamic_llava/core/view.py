@@ -62,8 +62,13 @@ def gather_argument(value: Any, index_BL: Tensor, fed: int) -> Any:
     return value
 
 
-def first_column(mask: Any, past: Any, fed: int) -> Any:
-    """Return which column a stock mask begins with: those of sliding windows end at the newest."""
+def first_column(mask: Any, past: Any, fed: int, columns: int | None) -> Any:
+    """Return which column a stock mask begins with: those of sliding windows end at the newest.
+
+    A mask of all ``columns`` of a static cache begins with the first; no tensor needs to tell it.
+    """
+    if mask.shape[-1] == columns:
+        return 0
     first = past + fed - mask.shape[-1]
     return first.clamp(min=0) if isinstance(first, Tensor) else max(first, 0)
 
@@ -86,6 +91,8 @@ class View:
         Whether plain causal attention over the slots, or one query that sees them all, is right.
     is_flash
         Whether masks are 2-D, over the keys alone.
+    columns
+        How many columns a static cache has in all; None for one that grows.
     """
 
     fed: int
@@ -96,6 +103,7 @@ class View:
     index_BL: Tensor | None = None
     sees_all: bool = False
     is_flash: bool = False
+    columns: int | None = None
     _masks: list[tuple[Any, Any]] = field(default_factory=list)  # what was made: layers share arguments
     _gathered: list[tuple[Any, Any]] = field(default_factory=list)
 
@@ -141,7 +149,7 @@ class View:
 
     def _from_mask(self, mask: Any) -> Any:
         column_BS, valid_BS = self.column_BS, self.valid_BS
-        first = first_column(mask, self.past, self.fed)
+        first = first_column(mask, self.past, self.fed, self.columns)
         if isinstance(first, Tensor) or first:
             column_BS = column_BS - first
             valid_BS = valid_BS & (column_BS >= 0)

@@ -12,7 +12,7 @@ from typing import Any
 
 from dynamic_llava.families.base import Family, Kind
 
-__all__ = ["Family", "Kind", "family_of", "known", "register"]
+__all__ = ["Family", "Kind", "family_of", "family_of_type", "known", "register"]
 
 PAGE = "https://github.com/dynamic-llava/dynamic-llava/blob/main/docs/adding-a-model.md"
 SHARED = {"base", "counting"}
@@ -48,12 +48,17 @@ def family_of(model: Any) -> Family:
         If there is none.
     """
     model_type = getattr(getattr(model, "config", None), "model_type", "")
-    if model_type in _OWN:
-        return _OWN[model_type]
     if model_type not in known():
         raise ValueError(
             f"{type(model).__name__} is of no known family (model_type {model_type!r}): attach to one of "
             f"{', '.join(known())}, or add a family, see {PAGE}"
         )
+    return family_of_type(model_type)
+
+
+def family_of_type(model_type: str) -> Family:
+    """Return the family of a known ``model_type``."""
+    if model_type in _OWN:
+        return _OWN[model_type]
     family: Family = importlib.import_module(f"{__name__}.{model_type}").FAMILY
     return family

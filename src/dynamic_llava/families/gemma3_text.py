@@ -1,4 +1,4 @@
-"""Gemma3 without a tower: text alone, so only output tokens (and prompt tokens) are dropped."""
+"""Gemma3 without a tower: a decoder of text; its output tokens are dropped."""
 
 from dynamic_llava.families.base import TEXT as FAMILY
 

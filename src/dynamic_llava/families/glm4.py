@@ -1,4 +1,4 @@
-"""GLM-4: text alone, so only output tokens (and prompt tokens) are dropped."""
+"""GLM-4: a decoder of text; its output tokens are dropped."""
 
 from dynamic_llava.families.base import TEXT as FAMILY
 

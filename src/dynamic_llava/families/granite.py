@@ -1,4 +1,4 @@
-"""Granite: text alone, so only output tokens (and prompt tokens) are dropped."""
+"""Granite: a decoder of text; its output tokens are dropped."""
 
 from dynamic_llava.families.base import TEXT as FAMILY
 

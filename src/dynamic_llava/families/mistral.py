@@ -1,4 +1,4 @@
-"""Mistral: text alone, so only output tokens (and prompt tokens) are dropped."""
+"""Mistral: a decoder of text; its output tokens are dropped."""
 
 from dynamic_llava.families.base import TEXT as FAMILY
 

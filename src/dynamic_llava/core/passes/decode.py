@@ -41,7 +41,15 @@ class DecodePass(Pass):
             column_BS, valid_BS = slots.column_BS, slots.valid_BS  # nobody looks at them
         else:
             column_BS, valid_BS = slots.seen(None)
-        self.view = View(1, slots.fed, column_BS, valid_BS, sees_all=sees_all, is_flash=self.is_flash)
+        self.view = View(
+            1,
+            slots.fed,
+            column_BS,
+            valid_BS,
+            sees_all=sees_all,
+            is_flash=self.is_flash,
+            columns=slots.columns,
+        )
         return hidden_BNC
 
     def decide(self, hidden_B1C: Tensor) -> Tensor | None:

@@ -100,5 +100,13 @@ class PrefillPass(Pass):
         column_BS, valid_BS = slots.seen(padded_BL)
         sees_all = padded_BL is None and not self.is_new_turn
         return View(
-            fed, self.past, column_BS, valid_BS, column_BL, entering.index_BL, sees_all, self.is_flash
+            fed,
+            self.past,
+            column_BS,
+            valid_BS,
+            column_BL,
+            entering.index_BL,
+            sees_all,
+            self.is_flash,
+            slots.columns,
         )
