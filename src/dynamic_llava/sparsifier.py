@@ -263,3 +263,9 @@ class Sparsifier(Decisions):
         if self._attachment is None:
             raise ValueError("the sparsifier is not attached: call sparsifier.attach(model) first")
         return self._attachment
+
+
+def sparsifier_of(model: Any) -> Sparsifier | None:
+    """Return the sparsifier that is attached to a model, or None."""
+    found: Sparsifier | None = getattr(model, "sparsifier", None)
+    return found

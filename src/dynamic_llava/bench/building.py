@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from dynamic_llava.costs.presets import Preset
-from dynamic_llava.sparsifier import Sparsifier
+from dynamic_llava.sparsifier import sparsifier_of
 
 BLOCK = 1_048_583  # random numbers that all weights repeat; a prime, so that no two rows of a matrix agree
 _TOWER = {
@@ -146,7 +146,7 @@ def from_checkpoint(source: str, dtype: torch.dtype, device: torch.device) -> Su
     import dynamic_llava
 
     model: Any = dynamic_llava.load_model(source, dtype, device)
-    sparsifier: Sparsifier | None = getattr(model, "sparsifier", None)
+    sparsifier = sparsifier_of(model)
     model.generation_config.eos_token_id = None  # every answer has the length asked for
     tokens = model.config.image_seq_length
     if sparsifier is None:

@@ -18,6 +18,7 @@ from dynamic_llava.chat.positions import check_positions, positions_of
 from dynamic_llava.chat.prompt import chat_prompt
 from dynamic_llava.core.report import Report
 from dynamic_llava.files import first_line
+from dynamic_llava.sparsifier import sparsifier_of
 
 
 @dataclass(frozen=True)
@@ -121,14 +122,14 @@ def greedy(
 
 def report_of(model: PreTrainedModel) -> Report | None:
     """Return the report of the model's last call, or None where no sparsifier is attached."""
-    sparsifier = getattr(model, "sparsifier", None)
+    sparsifier = sparsifier_of(model)
     return None if sparsifier is None else sparsifier.report
 
 
 @contextmanager
 def dense(model: PreTrainedModel) -> Iterator[None]:
     """Detach the sparsifier, if there is one, for the length of a block: the stock model, bit for bit."""
-    sparsifier = getattr(model, "sparsifier", None)
+    sparsifier = sparsifier_of(model)
     if sparsifier is None:
         yield
         return

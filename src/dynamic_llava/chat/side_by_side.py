@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from dynamic_llava.chat.asking import Reply, ask, dense
 from dynamic_llava.chat.images import open_image
 from dynamic_llava.chat.view import as_seen, marked, overlay, pieces, save_overlay
+from dynamic_llava.sparsifier import sparsifier_of
 
 MAX_NEW_TOKENS = 256
 COUNTS = (
@@ -77,7 +78,7 @@ def run(
     ValueError
         The model has no sparsifier, so there is nothing to show.
     """
-    if getattr(model, "sparsifier", None) is None:
+    if sparsifier_of(model) is None:
         raise ValueError(
             "the checkpoint has no sparsifier, and the demo compares with and without; use --model nano"
         )

@@ -24,7 +24,7 @@ from dynamic_llava.checkpoints.source import Source
 from dynamic_llava.environment import usable_device
 from dynamic_llava.files import first_line
 from dynamic_llava.hub import Access
-from dynamic_llava.sparsifier import Sparsifier
+from dynamic_llava.sparsifier import Sparsifier, sparsifier_of
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -233,7 +233,7 @@ def _check_tower(source: Source) -> None:
 
 
 def _exchange_sparsifier(model: PreTrainedModel, source: Source) -> None:
-    own = getattr(model, "sparsifier", None)
+    own = sparsifier_of(model)
     if own is not None:
         own.detach()
     if source.adapter is not None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, ProcessorMixin
 
 from dynamic_llava.adapter import CONFIG_FILE, check_merged
-from dynamic_llava.sparsifier import Sparsifier
+from dynamic_llava.sparsifier import Sparsifier, sparsifier_of
 
 MARK = ".converted"  # lists what `convert` wrote
 OWN_FILES = (".json", ".safetensors", ".bin", ".model", ".jinja", ".txt", ".md", ".gitattributes", MARK)
@@ -31,7 +31,7 @@ def save(model: PreTrainedModel, processor: ProcessorMixin | None, folder: str |
         model.save_pretrained(partial)
         if processor is not None:
             processor.save_pretrained(partial)
-        sparsifier = getattr(model, "sparsifier", None)
+        sparsifier = sparsifier_of(model)
         if sparsifier is not None:
             sparsifier.adapter().anywhere().save(partial, with_card=False)  # its base lies beside it
 

@@ -74,7 +74,9 @@ def load(source: str, device: str | None, dtype: str | None) -> tuple[PreTrained
 
 def set_dense(model: PreTrainedModel, dense: bool) -> None:
     """Detach the sparsifier if ``dense``; say so where there is none and nobody asked for dense answers."""
-    sparsifier = getattr(model, "sparsifier", None)
+    from dynamic_llava.sparsifier import sparsifier_of
+
+    sparsifier = sparsifier_of(model)
     if dense and sparsifier is not None:
         sparsifier.detach()
     elif not dense and sparsifier is None:
@@ -89,10 +91,12 @@ def configure(model: PreTrainedModel, **settings: Any) -> None:
     ValueError
         A value is out of range, or there is no sparsifier to change.
     """
+    from dynamic_llava.sparsifier import sparsifier_of
+
     changes = {name: value for name, value in settings.items() if value is not None}
     if not changes:
         return
-    sparsifier = getattr(model, "sparsifier", None)
+    sparsifier = sparsifier_of(model)
     if sparsifier is None:
         options = ", ".join("--" + name.replace("_", "-") for name in changes)
         raise ValueError(f"{options}: the model answers dense; leave it out, or take a sparse checkpoint")

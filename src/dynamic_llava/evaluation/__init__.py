@@ -12,6 +12,7 @@ from dynamic_llava.evaluation import accuracy, descriptions, generation
 from dynamic_llava.evaluation.references import references
 from dynamic_llava.evaluation.tables import table
 from dynamic_llava.evaluation.tasks import Question, questions
+from dynamic_llava.sparsifier import sparsifier_of
 
 __all__ = ["evaluate", "table"]
 
@@ -67,7 +68,7 @@ def evaluate(
         numbers = generation.measure(model, processor, asked, batch_size, longest)
     else:
         numbers = accuracy.measure(model, processor, asked, batch_size)
-    sparsifier = getattr(model, "sparsifier", None)
+    sparsifier = sparsifier_of(model)
     return {
         "task": task,
         "questions": len(asked),

@@ -23,7 +23,7 @@ from dynamic_llava.evaluation.intervals import accuracy
 from dynamic_llava.evaluation.meteor import Meteor
 from dynamic_llava.evaluation.scoring import score
 from dynamic_llava.evaluation.tasks import Question
-from dynamic_llava.sparsifier import Sparsifier
+from dynamic_llava.sparsifier import Sparsifier, sparsifier_of
 
 RANDOM_SEEDS = 3
 AVERAGED = (
@@ -72,7 +72,7 @@ def measure(
     """
     questions = by_length(questions)
     numbers = {"dense": measure_setting(model, processor, questions, batch_size, Setting("dense", None))}
-    if getattr(model, "sparsifier", None) is None:
+    if sparsifier_of(model) is None:
         return numbers
 
     def measured(name: str, **changes: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from dynamic_llava.evaluation.batches import check_lengths
 from dynamic_llava.evaluation.descriptions import Setting, by_length, measure_setting
 from dynamic_llava.evaluation.tasks import Question
+from dynamic_llava.sparsifier import sparsifier_of
 
 MAX_NEW_TOKENS = 1024
 """Longest generated answer unless told otherwise, as in the official METEOR script."""
@@ -31,7 +32,7 @@ def measure(
     """
     check_lengths(model, processor, questions, max_new_tokens)
     settings = [Setting("dense", None)]
-    if getattr(model, "sparsifier", None) is not None:
+    if sparsifier_of(model) is not None:
         settings.append(Setting("sparse"))
     ordered = by_length(questions)
     return {

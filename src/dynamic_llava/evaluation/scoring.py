@@ -19,7 +19,7 @@ from dynamic_llava.chat.prompt import chat_answer
 from dynamic_llava.core.report import Report
 from dynamic_llava.evaluation.batches import Kept, check_rows, encode_questions
 from dynamic_llava.evaluation.tasks import Question
-from dynamic_llava.sparsifier import Sparsifier
+from dynamic_llava.sparsifier import sparsifier_of
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def score(
     prompt = encode_questions(processor, asked).to(model.device)
     given = _Given(prompt, answers["input_ids"], answers["attention_mask"].bool())
     check_rows(model, asked, prompt, given.length_B.tolist())
-    sparsifier = cast(Sparsifier | None, getattr(model, "sparsifier", None))
+    sparsifier = sparsifier_of(model)
     steps = sparsifier is not None and sparsifier.evicting is not None
     with torch.inference_mode():
         predicted_BAV = _step_by_step(model, given, kept) if steps else _in_one_pass(model, given, kept)
@@ -83,7 +83,7 @@ def _in_one_pass(model: PreTrainedModel, given: _Given, kept: Kept) -> Tensor:
         "attention_mask": attention_mask_BN,
         "position_ids": (attention_mask_BN.cumsum(dim=1) - 1).clamp(min=0),
     }
-    if getattr(model, "sparsifier", None) is not None:
+    if sparsifier_of(model) is not None:
         no_BP = torch.zeros_like(prompt_BP, dtype=torch.bool)
         inputs["answer_mask"] = torch.cat([no_BP, fed_BA.to(no_BP.device)], dim=1)
     # Logits of the answer alone: those of the image tokens would take more memory than all else.

@@ -27,7 +27,7 @@ from dynamic_llava.checkpoints import load_with_processor
 from dynamic_llava.config import SparsityConfig
 from dynamic_llava.environment import default_device
 from dynamic_llava.evaluation.batches import Kept
-from dynamic_llava.sparsifier import Sparsifier
+from dynamic_llava.sparsifier import Sparsifier, sparsifier_of
 
 MAX_NEW_TOKENS = 1024
 IDLE = "uniform"  # for tokens that stay: a method without a predictor
@@ -103,7 +103,7 @@ class DynamicLlava(lmms):
         self._configure({name: value for name, value in changes.items() if value is not None}, dense)
 
     def _configure(self, changes: dict[str, Any], dense: bool) -> None:
-        sparsifier = cast(Sparsifier | None, getattr(self.model, "sparsifier", None))
+        sparsifier = sparsifier_of(self.model)
         if dense and changes:
             raise ValueError(f"dense=True leaves nothing to drop: leave out {', '.join(changes)}")
         if dense and sparsifier is not None:

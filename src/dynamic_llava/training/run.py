@@ -15,6 +15,7 @@ from transformers import PrinterCallback, TrainingArguments
 
 from dynamic_llava.chat.positions import positions_of
 from dynamic_llava.checkpoints import load_skeleton
+from dynamic_llava.sparsifier import sparsifier_of
 from dynamic_llava.training import stages
 from dynamic_llava.training.feeding import Feed, feed
 from dynamic_llava.training.plan import Plan
@@ -210,7 +211,7 @@ def _gathered(trainer: SparseTrainer, recipe: Recipe, stage: stages.Stage) -> st
 
 def _tell(stage: stages.Stage, trainer: SparseTrainer) -> None:
     """Let the predictors, where there are any, keep what they were trained with."""
-    sparsifier = getattr(stage.model, "sparsifier", None)
+    sparsifier = sparsifier_of(stage.model)
     if sparsifier is not None:
         state = trainer.state
         sparsifier.history = history(stage.recipe, state.global_step, state.log_history)

@@ -21,7 +21,7 @@ from dynamic_llava.checkpoints.official.projectors import STOCK
 from dynamic_llava.config import SparsityConfig
 from dynamic_llava.core.question import question_mask
 from dynamic_llava.core.report import Report
-from dynamic_llava.sparsifier import Sparsifier
+from dynamic_llava.sparsifier import Sparsifier, sparsifier_of
 from dynamic_llava.verification.files import GoldenFile
 
 PLACEHOLDER = -200  # the official code's one token for a whole picture
@@ -50,7 +50,7 @@ class Subject:
         self, checkpoint: Path, attention: str, device: torch.device | str = "cpu", dtype: str | None = None
     ) -> None:
         model: Any = load_model(checkpoint, dtype, device)
-        if getattr(model, "sparsifier", None) is None:
+        if sparsifier_of(model) is None:
             raise ValueError(f"{checkpoint} has no sparse_config: nothing to verify")
         self.model = model
         self.sparsifier: Sparsifier = model.sparsifier

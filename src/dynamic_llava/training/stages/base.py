@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedModel, ProcessorMixin
 
 from dynamic_llava import checkpoints
-from dynamic_llava.sparsifier import Sparsifier
+from dynamic_llava.sparsifier import sparsifier_of
 from dynamic_llava.training.recipe import Recipe
 from dynamic_llava.training.stages.objective import Objective
 
@@ -79,7 +79,7 @@ def load_init(
 
 def _detached(model: LlavaForConditionalGeneration) -> dict[str, Tensor] | None:
     """Take off the sparsifier that a model came with; return its weights."""
-    sparsifier = cast(Sparsifier | None, getattr(model, "sparsifier", None))
+    sparsifier = sparsifier_of(model)
     if sparsifier is None:
         return None
     sparsifier.detach()
