@@ -81,10 +81,41 @@ def test_commands_and_options_exist(command: str) -> None:
             "python examples/",
             "accelerate launch ",
             "lmms-eval ",
+            "hf ",
+            "wget ",
+            "unzip ",
         )
         assert command.startswith(others)
     ours = [argument for argument in arguments if argument.startswith(("recipes/", "examples/"))]
     assert all((ROOT / path).exists() for path in ours)
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("dynamic-llava ")])
+def test_commands_are_parsed(command: str) -> None:
+    """All of their arguments have the right names, numbers and kinds; nothing is run."""
+    _, name, *arguments = shlex.split(command)
+    get_command(app).commands[name].make_context(name, arguments)
+
+
+def test_own_model_from_the_first_command_to_the_last(tmp_path: Path) -> None:
+    """The page's Python runs, on nano's predictors and without a hub."""
+    folder = tmp_path / "runs" / "llava-1.5-7b-predictors" / "model"
+    prelude = f"""
+import dynamic_llava
+from unittest import mock
+dynamic_llava.load_model("nano").sparsifier.save_pretrained({str(folder)!r})
+api = mock.patch("dynamic_llava.adapter.HfApi").start()
+"""
+    checks = """
+assert model.name_or_path == "nano"
+assert api.return_value.upload_folder.call_args.kwargs["repo_id"] == "you/llava-1.5-7b-predictors"
+"""
+    blocks = python_blocks("docs/your-own-model.md")
+    (tmp_path / "own.py").write_text("\n".join([prelude, *blocks, checks]), encoding="utf-8")
+    run = subprocess.run(
+        [sys.executable, "own.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
 
 
 def test_command_table_is_complete() -> None:

@@ -23,6 +23,7 @@ PROVENANCE = {
     "dense",
     "questions",
     "numbers",
+    "dtype",
 }
 
 

@@ -77,7 +77,7 @@ def test_other_broken_pipes_are_told(
 def test_errors_that_nobody_foresaw_end_with_one_line_too(
     error: Exception, message: str, command: Command, picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(source: str) -> None:
+    def broken(*_: object) -> None:
         raise error
 
     monkeypatch.setattr(cli.model, "load", broken)

@@ -12,10 +12,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from tests.training.conftest import WriteRecipe
+from transformers import LlavaForConditionalGeneration
 
 import dynamic_llava
 from dynamic_llava import checkpoints
-from dynamic_llava.training import run
+from dynamic_llava.training import nano, run
 from dynamic_llava.training.recipe import Recipe
 
 FILES = ["README.md", "sparsifier.safetensors", "sparsifier_config.json"]
@@ -185,11 +186,22 @@ def test_training_goes_on_from_predictors_alone(
     assert recorded(again) == str(small_checkpoint)
 
 
-def test_predictors_of_a_7b_are_small(tmp_path: Path) -> None:
-    made = dynamic_llava.Sparsifier(dynamic_llava.SparsityConfig(), hidden_size=4096)
-    made.history = {"steps": 1}
-    checkpoints.save_predictors(made.to(torch.bfloat16), tmp_path / "model")
-    assert sum(path.stat().st_size for path in (tmp_path / "model").iterdir()) < 60e6
+def test_predictors_of_a_7b_are_small(write_recipe: WriteRecipe, hub: Hub, tmp_path: Path) -> None:
+    """Of a model as wide as the 7B, otherwise small; in float32, twice what the recipes save."""
+    processor = nano.build_processor(scene_count=50)
+    config = nano.build_model(processor, seed=0).config
+    config.text_config.update(
+        {"hidden_size": 4096, "intermediate_size": 64, "num_hidden_layers": 3, "head_dim": 16}
+    )
+    torch.manual_seed(0)
+    checkpoints.save(LlavaForConditionalGeneration(config), processor, tmp_path / "wide")
+    hub.places["someone/wide"] = tmp_path / "wide"
+    sizes = {"d_model": 512, "nhead": 8, "dim_feedforward": 2048}
+    changes = {"steps": 1, "save_every": 1, "scenes_per_step": 1, "sparsity": sizes}
+    folder = run.train(write_recipe("run", train="predictors", init="someone/wide", **changes))
+    assert 40e6 < sum(path.stat().st_size for path in folder.iterdir()) < 60e6
+    model = dynamic_llava.load_model(folder)
+    assert model.name_or_path == model.sparsifier.base_model == "someone/wide"
 
 
 def test_finished_predictors_are_replaced_and_strangers_are_not(trained: Path, tmp_path: Path) -> None:

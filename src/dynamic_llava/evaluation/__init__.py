@@ -76,6 +76,7 @@ def evaluate(
         "seed": seed,
         "sparsity": None if sparsifier is None else sparsifier.config.to_dict(),
         "numbers": numbers,
+        "dtype": str(model.dtype).removeprefix("torch."),
         **environment(model.device),
     }
 

@@ -177,7 +177,7 @@ def _activations(recipe: Recipe, objective: Objective, tokens: float, labelled: 
 
     The loss holds four float32 numbers a word of the vocabulary for each labelled token.
     """
-    text = cast(Any, objective.model).config.text_config
+    text = cast(Any, objective.model).config.get_text_config()
     dtype = recipe.run.precision if recipe.run.precision == "bfloat16" else recipe.stage.init_dtype
     size = getattr(torch, dtype).itemsize
     one_layer = 34 * tokens * text.hidden_size * size / 2  # their count is in bytes of 16-bit numbers

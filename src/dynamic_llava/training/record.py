@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,7 @@ def history(recipe: Recipe, steps: int, log: Sequence[Mapping[str, float]]) -> d
         "recipe": yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
         "data": {name: files[name] | entries for name, entries in fingerprint(recipe).items()},
         "steps": steps,
-        "metrics": {name: last[name] for name in SHOWN if name in last},
+        "metrics": {name: last[name] for name in SHOWN if math.isfinite(last.get(name, math.nan))},
         "license": recipe.run.license,
     }
     return {name: value for name, value in made.items() if value}
