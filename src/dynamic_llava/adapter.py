@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dynamic_llava import hub
 from dynamic_llava.card import card
 from dynamic_llava.config import LARGEST, SparsityConfig
-from dynamic_llava.files import read_object, replacing, write_json
+from dynamic_llava.files import one_line, read_object, replacing, write_json
 from dynamic_llava.hub import Access
 
 CONFIG_FILE = "sparsifier_config.json"
@@ -107,7 +107,8 @@ class Adapter:
             history = dict(values.pop("training", {}))
             config = SparsityConfig.from_dict(values)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise ValueError(f"{folder / CONFIG_FILE} is no sparsifier config: {error}") from error
+            reason = one_line(str(error))
+            raise ValueError(f"{folder / CONFIG_FILE} is no sparsifier config: {reason}") from error
         path = folder / WEIGHTS_FILE
         try:
             state = load_file(path)
