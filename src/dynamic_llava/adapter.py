@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from dynamic_llava import hub
 from dynamic_llava.card import card
-from dynamic_llava.config import SparsityConfig
-from dynamic_llava.files import read_object, replacing, write_json
+from dynamic_llava.config import LARGEST, SparsityConfig
+from dynamic_llava.files import one_line, read_object, replacing, write_json
 from dynamic_llava.hub import Access
 
 CONFIG_FILE = "sparsifier_config.json"
@@ -101,13 +101,14 @@ class Adapter:
         values = read_object(folder / CONFIG_FILE)
         try:
             hidden_size = int(values.pop("hidden_size"))
-            if hidden_size < 1:
-                raise ValueError(f"hidden_size is {hidden_size}: it must be a whole number >= 1")
+            if not 1 <= hidden_size <= LARGEST:
+                raise ValueError(f"hidden_size is {hidden_size}: it must be a whole number, 1 to {LARGEST}")
             base_model = str(values.pop("base_model_name_or_path", ""))
             history = dict(values.pop("training", {}))
             config = SparsityConfig.from_dict(values)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise ValueError(f"{folder / CONFIG_FILE} is no sparsifier config: {error}") from error
+            reason = one_line(str(error))
+            raise ValueError(f"{folder / CONFIG_FILE} is no sparsifier config: {reason}") from error
         path = folder / WEIGHTS_FILE
         try:
             state = load_file(path)

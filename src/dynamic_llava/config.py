@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+LARGEST, MOST_LAYERS = 2**16, 256  # of predictors and decoders; what is beyond is a mistake in a file
+
 
 @dataclass
 class SparsityConfig:
@@ -121,8 +123,9 @@ class SparsityConfig:
             if not isinstance(options, Mapping) or not all(isinstance(key, str) for key in options):
                 raise ValueError(f"{name} is {options!r}: it must map the names of settings to their values")
         for name in ("d_model", "nhead", "dim_feedforward", "num_layers"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)!r}: it must be a whole number >= 1")
+            size, most = getattr(self, name), MOST_LAYERS if name == "num_layers" else LARGEST
+            if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= most:
+                raise ValueError(f"{name} is {size!r}: it must be a whole number, 1 to {most}")
         if self.d_model % self.nhead:
             raise ValueError(
                 f"d_model {self.d_model} cannot be split into {self.nhead} heads: choose a multiple of nhead"

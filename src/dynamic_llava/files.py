@@ -112,18 +112,19 @@ def check_input(path: Path, what: str) -> None:
     ValueError
         It is a folder, a pipe or a device, or its name cannot be one.
     """
+    shown = one_line(str(path))
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise FileNotFoundError(f"{path}: no such {what}; check the path") from error
+        raise FileNotFoundError(f"{shown}: no such {what}; check the path") from error
     except (
         OSError,
         ValueError,
     ) as error:  # a name that is too long or no text, a folder that is closed to us
-        raise ValueError(f"{path}: cannot be read: {first_line(error)}; check the path") from error
+        raise ValueError(f"{shown}: cannot be read: {first_line(error)}; check the path") from error
     if not stat.S_ISREG(mode):
         found = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
-        raise ValueError(f"{path}: is not a file but {found}; give the path of a {what}")
+        raise ValueError(f"{shown}: is not a file but {found}; give the path of a {what}")
 
 
 def first_line(error: Exception) -> str:

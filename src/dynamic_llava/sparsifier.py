@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel, StaticCache
 
@@ -242,11 +243,14 @@ class Sparsifier(Decisions):
         ValueError
             If a tensor is missing, unexpected or misshapen.
         """
-        sparsifier = cls(adapter.config, adapter.hidden_size)
-        sparsifier.make_prompt_predictor(any(name.startswith("prompt_predictor.") for name in adapter.state))
+        with torch.device("meta"):  # until they are compared, sizes that a file claims take no memory
+            sparsifier = cls(adapter.config, adapter.hidden_size)
+            sparsifier.make_prompt_predictor(
+                any(name.startswith("prompt_predictor.") for name in adapter.state)
+            )
         adapter = adapter.without(f"{name}." for name in PREDICTORS if getattr(sparsifier, name) is None)
         adapter.check(sparsifier.state_dict(), source)
-        sparsifier.load_state_dict(adapter.state)
+        sparsifier.to_empty(device="cpu").load_state_dict(adapter.state)
         sparsifier.base_model, sparsifier.history = adapter.base_model, adapter.history
         dtypes = {tensor.dtype for tensor in adapter.state.values()}
         return sparsifier.to(dtypes.pop()) if dtypes else sparsifier

@@ -29,7 +29,7 @@ GENERATE = f"generate --image scene-1 --prompt what? --max-new-tokens 3 {NANO}"
 QUICK = ["", "--help", "--version", "flops", "flops --json", "methods", "methods --json"]
 QUICK += [f"{name} --help" for name in sorted(get_command(cli.app).commands)]
 SLOW = [GENERATE, f"{GENERATE} --json", "demo --out {room}", "convert nano {room}/official --to official"]
-SLOW += ["evaluate --task scenes --limit 2", "verify {vectors}"]
+SLOW += ["evaluate --task scenes --limit 2", "verify"]
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ SLOW += ["evaluate --task scenes --limit 2", "verify {vectors}"]
 )
 @pytest.mark.parametrize("of_both", [False, True])
 def test_reader_that_leaves_is_met_in_silence(arguments: str, of_both: bool, tmp_path: Path) -> None:
-    filled = arguments.format(room=tmp_path, vectors=Path(__file__).parents[1] / "vectors")
+    filled = arguments.format(room=tmp_path)
     reader, writer = os.pipe()
     os.close(reader)  # as `head -1` does, sooner or later
     with os.fdopen(writer, "w") as pipe:
@@ -49,7 +49,7 @@ def test_reader_that_leaves_is_met_in_silence(arguments: str, of_both: bool, tmp
             check=False,
             timeout=60,
         )
-    assert (done.returncode, (done.stderr or "").strip()) == (1, "")
+    assert (done.returncode, done.stderr or "") == (1, "")
 
 
 def test_other_broken_pipes_are_told(

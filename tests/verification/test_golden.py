@@ -1,8 +1,9 @@
-"""The official code's numbers, where they lie beside the repository; its attention unit: tests/vectors."""
+"""The official code's numbers, where they lie beside the repository; its attention unit comes along."""
 
 from __future__ import annotations
 
 import json
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from dynamic_llava.core.masks import causal
 from dynamic_llava.verification import GoldenFile, Status, verify
 
 ROOT = Path(__file__).parents[3] / "shared" / "golden"
-DATA = Path(__file__).parents[1] / "vectors"
+DATA = Path(str(files("dynamic_llava"))) / "assets" / "vectors"
 
 needs_golden = pytest.mark.skipif(
     not ROOT.is_dir(), reason="the golden vectors of the official code are not beside the repository"

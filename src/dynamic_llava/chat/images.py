@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from dynamic_llava.files import check_input
+from dynamic_llava.files import check_input, first_line, one_line
 
 MAX_PIXELS = 64_000_000
 """Largest picture that is decoded; a small compressed file may hold any number of pixels."""
@@ -51,7 +51,7 @@ def open_image(path: str | Path) -> Image.Image:
     _check_file(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's limit is higher than ours; damage that matters raises
-        with _explained(path):
+        with _explained(one_line(str(path))):
             image = Image.open(path)
         with image:
             return as_rgb(image, path)
@@ -78,7 +78,7 @@ def as_rgb(image: Image.Image, name: str | Path | None = None) -> Image.Image:
     ValueError
         The picture is broken, too large, too thin, or its pixels are of no supported kind.
     """
-    name = name or getattr(image, "filename", "") or "the picture"
+    name = one_line(str(name or getattr(image, "filename", "") or "the picture"))
     _check(name, image)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -90,11 +90,11 @@ def _check_file(path: Path) -> None:
     """Judge a file before it is opened."""
     check_input(path, "picture")
     if path.stat().st_size == 0:
-        raise ValueError(f"{path}: the picture file is empty; export or download it again")
+        raise ValueError(f"{one_line(str(path))}: the picture file is empty; export or download it again")
 
 
 @contextmanager
-def _explained(name: str | Path) -> Iterator[None]:
+def _explained(name: str) -> Iterator[None]:
     """Turn what Pillow raises about a picture into one line."""
     try:
         yield
@@ -105,10 +105,11 @@ def _explained(name: str | Path) -> Iterator[None]:
             f"{name}: broken picture, or not a picture that can be read; give a PNG, JPEG or WebP file"
         ) from error
     except Exception as error:  # broken data raises anything in Pillow's decoders
-        raise ValueError(f"{name}: the picture is broken ({error}); export or download it again") from error
+        reason = first_line(error)
+        raise ValueError(f"{name}: the picture is broken ({reason}); export or download it again") from error
 
 
-def _check(name: str | Path, image: Image.Image) -> None:
+def _check(name: str, image: Image.Image) -> None:
     """Judge a picture by its header."""
     width, height = image.size
     if width * height > MAX_PIXELS:

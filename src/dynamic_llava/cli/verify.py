@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
@@ -21,8 +22,14 @@ class Attention(StrEnum):
 
 def command(
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Golden files beside their checkpoint/, or folders of such.")
-    ],
+        Path | None,
+        typer.Argument(
+            metavar="DIR",
+            help="Golden files beside their checkpoint/, or folders of such. Default: the bundled ones, of "
+            "the masked attention alone.",
+            show_default=False,
+        ),
+    ] = None,
     attention: Annotated[Attention, typer.Option(help="Attention of the models.")] = Attention.SDPA,
     device: Device = None,
     dtype: Dtype = None,
@@ -30,7 +37,7 @@ def command(
 ) -> None:
     """Compare the library with golden vectors of the official code; exit code 1 if anything differs.
 
-    Example: dynamic-llava verify golden
+    Example: dynamic-llava verify
     """
     from rich.console import Console
     from rich.progress import track
@@ -40,11 +47,13 @@ def command(
 
     bar = Console(stderr=True)
     results = verification.verify(
-        folder,
+        folder or Path(str(files("dynamic_llava") / "assets" / "vectors")),
         attention,
         default_device() if device is None else device,
         dtype,
-        track=lambda files: track(files, "verifying", console=bar, transient=True),
+        track=lambda paths: track(
+            paths, "verifying", console=bar, transient=True, disable=not bar.is_terminal
+        ),
     )
     outcome = verification.as_json(results)
     if as_json:
