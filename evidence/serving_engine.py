@@ -1,4 +1,4 @@
-"""vLLM in this process, driven step by step, so that its blocks and rows can be counted; for the evidence and tests.
+"""vLLM in this process, driven step by step to count its blocks and rows: for programs here and for tests.
 
 Importing this sets up vLLM for one process and one thread, and must come before vLLM is imported.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,17 @@ os.environ |= {
     "VLLM_NO_USAGE_STATS": "1",
 }
 
-import torch
 from PIL import Image
 from vllm import LLM, SamplingParams
+from vllm.distributed import cleanup_dist_env_and_memory
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
+from dynamic_llava.adapter import CONFIG_FILE
 from dynamic_llava.chat.asking import encode, greedy
 from dynamic_llava.chat.prompt import chat_prompt
 from dynamic_llava.data import scenes
 from dynamic_llava.vllm.rates import changed
+from dynamic_llava.vllm.scheduler import AsyncSparseScheduler
 
 BLOCK = 32
 """Tokens of a K/V block, the fewest that vLLM's attention takes on a CPU."""
@@ -51,7 +55,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Alone:
-    """The answer of transformers' ``generate`` to a request alone, and the slots that its layers >= l needed."""
+    """What transformers' ``generate`` answers to a request alone, and the slots of its layers >= l then."""
 
     tokens: list[int]
     prompt: int
@@ -72,12 +76,45 @@ class Run:
     entries_left: int = 0
 
 
+@dataclass
+class Counted:
+    """What a scheduler saw since it was last set back."""
+
+    rows: list[int] = field(default_factory=list)
+    peak_blocks: int = 0
+    preempted: int = 0
+
+
+class Counting:
+    """A mixin before a scheduler that counts what its steps hold, before they free anything."""
+
+    counted = Counted()
+
+    def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
+        """Count a step."""
+        self.counted.rows.append(len(self.running))  # type: ignore[attr-defined]
+        self.counted.peak_blocks = max(self.counted.peak_blocks, used(self))
+        return super().update_from_output(scheduler_output, model_runner_output)  # type: ignore[misc]
+
+    def _preempt_request(self, *args: Any, **kwargs: Any) -> Any:
+        self.counted.preempted += 1
+        return super()._preempt_request(*args, **kwargs)  # type: ignore[misc]
+
+
+class CountingSparse(Counting, AsyncSparseScheduler):
+    """The plugin's scheduler."""
+
+
+class CountingStock(Counting, AsyncScheduler):
+    """vLLM's own."""
+
+
 def mixed(processor: Any, count: int, seed: int = 0, longest: int = 40, rates: bool = True) -> list[Asked]:
     """Draw requests of 0 to 3 pictures with long and short texts; every third has rates of its own."""
     rng = random.Random(seed)
     drawn: list[Asked] = []
     for number in range(count):
-        pictures = [scenes.scene(rng.randrange(10_000), "test").draw() for _ in range(rng.randint(0, 3))]
+        pictures = [scenes.scene(rng.randrange(10_000), "heldout").draw() for _ in range(rng.randint(0, 3))]
         own = [{}, {}, {"image_keep_rate": rng.uniform(0.1, 0.9)}, {"text_keep_rate": 0.25}, {"dense": True}]
         drawn.append(
             Asked(
@@ -105,8 +142,9 @@ def alone(model: Any, processor: Any, asked: Asked) -> Alone:
     return Alone(tokens, inputs["input_ids"].shape[1], held + (not last_stays))
 
 
-def engine(checkpoint: Path, **settings: Any) -> LLM:
-    """Start vLLM on a checkpoint, in float32, with 64 MiB of K/V."""
+@contextmanager
+def engine(checkpoint: Path, **settings: Any) -> Iterator[LLM]:
+    """Run vLLM on a checkpoint, in float32, with 64 MiB of K/V; one at a time in a process."""
     chosen = {
         "dtype": "float32",
         "enforce_eager": True,
@@ -116,9 +154,14 @@ def engine(checkpoint: Path, **settings: Any) -> LLM:
         "max_model_len": 2048,
         "max_num_seqs": 64,
         "limit_mm_per_prompt": {"image": 3},
-        "mm_processor_cache_gb": 0,
+        "scheduler_cls": CountingSparse if (checkpoint / CONFIG_FILE).exists() else CountingStock,
     }
-    return LLM(str(checkpoint), **chosen | settings)
+    llm = LLM(str(checkpoint), **chosen | settings)
+    try:
+        yield llm
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+        cleanup_dist_env_and_memory()
 
 
 def serve(
@@ -137,9 +180,9 @@ def serve(
     """
     core: Any = llm.llm_engine
     scheduler = core.engine_core.engine_core.scheduler
-    pool = scheduler.kv_cache_manager.block_pool
-    waiting, run, rows = list(enumerate(asked)), Run(), []
+    waiting, run = list(enumerate(asked)), Run()
     due: dict[int, list[int]] = {}
+    scheduler.counted = Counted()
     while waiting or core.has_unfinished_requests():
         arrive, waiting = waiting[: each or None], waiting[each:] if each else []
         for number, request in arrive:
@@ -153,16 +196,17 @@ def serve(
         for number in due.pop(run.steps, ()):
             if number not in run.answers:
                 core.abort_request([str(number)])
-        rows.append(len(scheduler.running))
-        run.peak_blocks = max(run.peak_blocks, used(pool))
-    run.most_rows, run.mean_rows = max(rows), sum(rows) / len(rows)
-    run.blocks_left = used(pool)
+    counted = scheduler.counted
+    run.peak_blocks, run.preempted = counted.peak_blocks, counted.preempted
+    run.most_rows, run.mean_rows = max(counted.rows), sum(counted.rows) / len(counted.rows)
+    run.blocks_left = used(scheduler)
     run.entries_left = len(scheduler.book) if hasattr(scheduler, "book") else 0
     return run
 
 
-def used(pool: Any) -> int:
+def used(scheduler: Any) -> int:
     """Return how many blocks requests hold; one is vLLM's own."""
+    pool = scheduler.kv_cache_manager.block_pool
     return int(pool.num_gpu_blocks - 1 - pool.get_num_free_blocks())
 
 
