@@ -1,4 +1,4 @@
-"""Runs the cases of a program about vLLM, each in a process of its own, for vLLM keeps much of itself in one."""
+"""Runs the cases of a program about vLLM, each in a process of its own: two engines in one get mixed up."""
 
 from __future__ import annotations
 
@@ -48,10 +48,9 @@ def run_one(module: str, case: str, folder: Path, options: Mapping[str, Any]) ->
     runner = {"VLLM_USE_V2_MODEL_RUNNER": str(int("v2" in case))}
     paths = {"PYTHONPATH": os.pathsep.join(map(str, (ROOT / ".ci" / "vllm", ROOT / "src", ROOT)))}
     given = [f"--{name}={value}" for name, value in options.items()]
-    done = subprocess.run(
-        [sys.executable, "-m", f"evidence.{module}", f"--case={case}", f"--folder={folder}", *given],
-        cwd=ROOT, env=os.environ | ENVIRONMENT | runner | paths, stdout=subprocess.PIPE, text=True, check=True,
-    )  # fmt: skip
+    line = [sys.executable, "-m", f"evidence.{module}", f"--case={case}", f"--folder={folder}", *given]
+    around = os.environ | ENVIRONMENT | runner | paths
+    done = subprocess.run(line, cwd=ROOT, env=around, stdout=subprocess.PIPE, text=True, check=True)
     numbers: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     Console(stderr=True).print(f"{case}: {numbers}")
     return numbers

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ os.environ |= {
 }
 
 from PIL import Image
-from vllm import LLM, SamplingParams
+from safetensors.torch import load_file, save_file
 from vllm.distributed import cleanup_dist_env_and_memory
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
@@ -32,6 +33,7 @@ from dynamic_llava.chat.prompt import chat_prompt
 from dynamic_llava.data import scenes
 from dynamic_llava.vllm.rates import changed
 from dynamic_llava.vllm.scheduler import AsyncSparseScheduler
+from vllm import LLM, SamplingParams
 
 BLOCK = 32
 """Tokens of a K/V block, the fewest that vLLM's attention takes on a CPU."""
@@ -110,12 +112,18 @@ class CountingStock(Counting, AsyncScheduler):
 
 
 def mixed(processor: Any, count: int, seed: int = 0, longest: int = 40, rates: bool = True) -> list[Asked]:
-    """Draw requests of 0 to 3 pictures with long and short texts; every third has rates of its own."""
+    """Draw requests of 0 to 3 pictures with long and short texts; three of five have rates of their own."""
     rng = random.Random(seed)
     drawn: list[Asked] = []
     for number in range(count):
         pictures = [scenes.scene(rng.randrange(10_000), "heldout").draw() for _ in range(rng.randint(0, 3))]
-        own = [{}, {}, {"image_keep_rate": rng.uniform(0.1, 0.9)}, {"text_keep_rate": 0.25}, {"dense": True}]
+        own: list[dict[str, Any]] = [
+            {},
+            {},
+            {"image_keep_rate": rng.uniform(0.1, 0.9)},
+            {"text_keep_rate": 0.25},
+            {"dense": True},
+        ]
         drawn.append(
             Asked(
                 chat_prompt(processor, rng.choice(TEXTS), len(pictures)),
@@ -234,3 +242,19 @@ def block_formula(alone: Alone, layers: int, first_sparse: int, group: int) -> i
     fed = alone.prompt + len(alone.tokens) - 1  # the last token is not fed back
     dense, sparse = -(-first_sparse // group), -(-(layers - first_sparse) // group)
     return dense * -(-fed // BLOCK) + sparse * -(-alone.slots // BLOCK)
+
+
+def stock_copy(checkpoint: Path, folder: Path) -> Path:
+    """Write a checkpoint without its sparsifier, its tower named as vLLM's own class expects it."""
+    folder.mkdir(parents=True)
+    for file in checkpoint.iterdir():
+        if file.suffix in (".json", ".jinja") and file.name != CONFIG_FILE:
+            shutil.copy(file, folder)
+    tensors = load_file(checkpoint / "model.safetensors")
+    tower, inner = "vision_tower.", "vision_tower.vision_model."
+    named = {
+        name.replace(tower, inner, 1) if name.startswith(tower) and inner not in name else name: tensor
+        for name, tensor in tensors.items()
+    }
+    save_file(named, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder

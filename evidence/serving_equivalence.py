@@ -17,6 +17,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
+import dynamic_llava
+from dynamic_llava.checkpoints import Source, resolve
 from evidence import serving_cases
 
 MODULE = "serving_equivalence"
@@ -29,10 +33,7 @@ LAYERS, FIRST_SPARSE, GROUP = 8, 2, 2  # of nano; vLLM makes groups of the fewes
 
 def references(folder: Path, count: int) -> list[Any]:
     """Return the lone answers to the requests, computed once for all cases."""
-    import torch
     from evidence import serving_engine
-
-    import dynamic_llava
 
     file = folder / "alone.json"
     if not file.exists():
@@ -46,16 +47,12 @@ def requests(count: int) -> list[Any]:
     """Return the requests: the first ``count`` of always the same ones."""
     from evidence import serving_engine
 
-    from dynamic_llava.checkpoints import Source
-
     return serving_engine.mixed(Source("nano").processor, count)
 
 
 def compare(case: str, folder: Path, count: int) -> dict[str, Any]:
     """Serve the requests together, and compare each answer with its lone one."""
     from evidence import serving_engine
-
-    from dynamic_llava.checkpoints import resolve
 
     alone, asked = references(folder, count), requests(count)
     aborted = [number for number, answer in enumerate(alone) if len(answer.tokens) > 10][2:42:10][:4]
@@ -75,8 +72,6 @@ def compare(case: str, folder: Path, count: int) -> dict[str, Any]:
 def add_up(folder: Path, count: int) -> dict[str, Any]:
     """Serve each request alone, and compare the most blocks that it held with the formula."""
     from evidence import serving_engine
-
-    from dynamic_llava.checkpoints import resolve
 
     alone, asked = references(folder, count), requests(count)
     wrong, dense, held = [], 0, 0

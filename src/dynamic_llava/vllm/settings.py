@@ -126,9 +126,10 @@ def set_needed(vllm_config: Any) -> None:
         scheduler.scheduler_cls = f"{ROOM}.scheduler.{name}"
     vllm_config.parallel_config.worker_cls = worker_name()
     vllm_config.compilation_config.cudagraph_mode = CUDAGraphMode.NONE  # tokens are selected in between
-    runner = "V2" if vllm_config.use_v2_model_runner else "V1"
-    processors = list(vllm_config.model_config.logits_processors or [])
-    vllm_config.model_config.logits_processors = [*processors, f"{ROOM}.requests:Checked{runner}"]
+    judge = "Fixed" if rates.settings(vllm_config.additional_config).get("fixed") else "Checked"
+    judge += "V2" if vllm_config.use_v2_model_runner else "V1"
+    processors = vllm_config.model_config.logits_processors or []
+    vllm_config.model_config.logits_processors = [*processors, f"{ROOM}.requests:{judge}"]
 
 
 def worker_name() -> str:
