@@ -3,7 +3,9 @@
 Requests to nano with 0 to 3 pictures, long and short, of which some have keep rates of their own and some are
 dense, arrive a few before each step; some are aborted. Once in ample memory, once in so little that requests
 are preempted, with chunks of 256 tokens; with Model Runner V1 and with V2, whose kernels run in Triton's
-interpreter. Greedy, float32. About half an hour on two cores, in an environment with vLLM (make check-vllm):
+interpreter. Greedy, float32.
+
+Ten minutes on two cores, in the environment of make check-vllm, with .ci/vllm in PYTHONPATH:
 
     python -m evidence.serving_equivalence --output evidence/results/serving-equivalence.json
 """
