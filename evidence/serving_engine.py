@@ -24,6 +24,7 @@ os.environ |= {
 
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from vllm import LLM, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
@@ -33,7 +34,6 @@ from dynamic_llava.chat.prompt import chat_prompt
 from dynamic_llava.data import scenes
 from dynamic_llava.vllm.rates import changed
 from dynamic_llava.vllm.scheduler import AsyncSparseScheduler
-from vllm import LLM, SamplingParams
 
 BLOCK = 32
 """Tokens of a K/V block, the fewest that vLLM's attention takes on a CPU."""

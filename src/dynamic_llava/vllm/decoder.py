@@ -5,7 +5,7 @@ Legend: N tokens of the batch, M tokens that enter the upper half, C channels.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -73,8 +73,9 @@ class SparseDecoder(nn.Module):
         self.above = Half(vllm_config=vllm_config, layers=layers[split:], norm=decoder.norm, prefix="above")
         weight = next(layers[split].parameters())
         sparsifier.to(weight.device, vllm_config.model_config.dtype)
-        self.image_predictor = sparsifier.image_predictor
-        self.text_predictor = sparsifier.text_predictor
+        # Both are there: only learned methods are served.
+        self.image_predictor = cast(nn.Module, sparsifier.image_predictor)
+        self.text_predictor = cast(nn.Module, sparsifier.text_predictor)
         self.selecting = Selecting(self.image_predictor, self.text_predictor)
         self.held = torch.zeros(
             vllm_config.scheduler_config.max_num_seqs, dtype=torch.int32, device=weight.device

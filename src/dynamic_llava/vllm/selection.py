@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dynamic_llava.methods.predictors import ImagePredictor, TextPredictor
 from dynamic_llava.methods.top_k import keep_count, top_k_mask
 from dynamic_llava.vllm.batch import Batch
 
@@ -59,7 +58,7 @@ class Selecting:
         The networks that return keep/drop logits.
     """
 
-    def __init__(self, image_predictor: ImagePredictor, text_predictor: TextPredictor) -> None:
+    def __init__(self, image_predictor: nn.Module, text_predictor: nn.Module) -> None:
         self.image_predictor = image_predictor
         self.text_predictor = text_predictor
 
