@@ -26,7 +26,7 @@ from dynamic_llava.checkpoints import Source, resolve
 from evidence import serving_cases
 
 MODULE = "serving_equivalence"
-AMPLE: dict[str, Any] = {}
+AMPLE = {"kv_cache_memory_bytes": 128 << 20}
 TIGHT = {"kv_cache_memory_bytes": 12 << 20, "max_model_len": 704, "max_num_batched_tokens": 256}
 CASES = {"ample, v1": AMPLE, "tight, v1": TIGHT, "ample, v2": AMPLE, "tight, v2": TIGHT}
 FORMULA = ("formula, v1", "formula, v2")
