@@ -76,8 +76,23 @@ def test_a_chat_goes_on(client: TestClient, body: Body) -> None:
     messages = body()["messages"]
     messages += [{"role": "assistant", "content": "red"}, {"role": "user", "content": "And now?"}]
     assert client.post(CHAT, json=body(messages=messages)).status_code == 200
-    text_only = [{"role": "user", "content": "Hello"}]
-    assert client.post(CHAT, json=body(messages=text_only)).json()["sparsity"]["image_tokens"] == 0
+    text_only = body(messages=[{"role": "user", "content": "Hello"}], sparsity={"explain": True})
+    sparsity = client.post(CHAT, json=text_only).json()["sparsity"]
+    assert (sparsity["image_tokens"], sparsity["pictures"]) == (0, [])
+
+
+def test_an_answer_that_breaks_off_says_so(
+    client: TestClient, engine: Engine, body: Body, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr(engine, "_kept", fail)
+    answer = client.post(CHAT, json=body(stream=True))
+    assert "broke off" in answer.text.split("\n\n")[-2]
+    assert "secret" not in answer.text
+    monkeypatch.undo()
+    assert client.post(CHAT, json=body()).status_code == 200
 
 
 def test_models_and_health(client: TestClient) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -27,6 +28,7 @@ from dynamic_llava.page.errors import Refused
 from dynamic_llava.page.guard import Guard
 from dynamic_llava.page.limits import Limits
 
+logger = logging.getLogger("uvicorn.error")  # the log of the server that runs this
 STATIC = Path(str(files("dynamic_llava") / "page" / "static"))
 SAFE = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'",
@@ -145,8 +147,8 @@ async def events(asked: Asked, item: str | Answer, form: Form, chat: Chat) -> As
             yield event(form.count(item))
         yield "data: [DONE]\n\n"
     except Exception:
+        logger.exception("an answer broke off")
         yield event(Refused("the answer broke off, see the server's log", status=500).body())
-        raise
     finally:
         asked.is_gone.set()
 

@@ -168,9 +168,9 @@ class Engine:
             "tokens_per_second": telling.rate,
         }
         if chat.explain:
+            flags = report.image_flags[0] if report.image_flags else []
             numbers["pictures"] = [
-                picture(flags, self._seen(inputs, number))
-                for number, flags in enumerate(report.image_flags[0])
+                picture(flags_I, self._seen(inputs, number)) for number, flags_I in enumerate(flags)
             ]
             kept = [*report.text_kept[0].tolist(), True]  # the last token is not fed back
             words = pieces(self._processor, tokens)
