@@ -12,17 +12,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from dynamic_llava.page.engine import Engine
+from dynamic_llava.page.limits import Limits
+
+uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed; the extra serve has it")
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="playwright is not installed: pip install playwright"
 )
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
-
-import uvicorn
-
-from dynamic_llava.page.app import build
-from dynamic_llava.page.engine import Engine
-from dynamic_llava.page.limits import Limits
 
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 OPTIONS += ["--disable-background-networking", "--disable-component-update"]
@@ -30,6 +28,8 @@ OPTIONS += ["--disable-background-networking", "--disable-component-update"]
 
 @pytest.fixture(scope="module")
 def address(engine: Engine) -> Iterator[str]:
+    from dynamic_llava.page.app import build
+
     app = build(engine, Limits(new_tokens=24))
     server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="off", log_level="error"))
     thread = threading.Thread(target=server.run)
