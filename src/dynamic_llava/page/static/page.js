@@ -106,7 +106,7 @@ async function ask(messages, isDense, card, signal) {
       first ||= performance.now();
       pieces += 1;
       answer += added;
-      text.textContent = answer;
+      text.textContent = answer.trimStart();
       showSpeed(card, first - started, (1000 * (pieces - 1)) / (performance.now() - first));
     }
     if (piece.sparsity) show(card, piece.sparsity);
@@ -154,7 +154,8 @@ function show(card, sparsity) {
 }
 
 function showWords(card, words) {
-  const spans = words.map(({ text, kept }) => {
+  const spans = words.map(({ text: word, kept }, index) => {
+    const text = index ? word : word.trimStart();
     if (kept) return document.createTextNode(text);
     return Object.assign(document.createElement("span"), { className: "forgotten", textContent: text });
   });
@@ -209,7 +210,9 @@ async function submit(event) {
   const isDense = $("dense").checked;
   const cards = [[newCard(isDense ? "Dense" : "Sparse"), isDense]];
   if ($("both").checked && !isDense) cards.push([newCard("Dense"), true]);
-  turn.append(question, ...cards.map(([card]) => card));
+  const side = Object.assign(document.createElement("div"), { className: "cards" });
+  side.append(...cards.map(([card]) => card));
+  turn.append(question, side);
   $("log").prepend(turn);
   $("send").disabled = true;
   $("stop").disabled = false;
