@@ -33,6 +33,7 @@ def test_vllm_gets_what_it_needs(checkpoint: Path) -> None:
     assert "dynamic_llava.page.beside_vllm.Beside" in text
     assert "--served-model-name tiny" in text
     assert "--allowed-media-domains none.invalid" in text  # nothing is fetched
+    assert "--shutdown-timeout 120" in text
     assert line[-2:] == ["--max-model-len", "100"]
 
 

@@ -15,6 +15,10 @@ from dynamic_llava.cli.model import load
 from dynamic_llava.cli.options import Device, Dtype, Model
 
 
+DRAIN = 120
+"""Seconds that vLLM gives answers under way when it is told to end."""
+
+
 class Engine(StrEnum):
     """What computes the answers."""
 
@@ -94,6 +98,7 @@ def vllm_command(
     line += ["--middleware", "dynamic_llava.page.beside_vllm.Beside"]
     # It fetches pictures from everywhere unless it is told from where: from nowhere is not among its choices.
     line += ["--allowed-media-domains", *(hosts or ("none.invalid",))]
+    line += ["--shutdown-timeout", str(DRAIN)]  # or it cuts answers off
     line += ["--dtype", dtype] if dtype else []
     return line + options
 
