@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo test test-versions check-threads check-overhead check-code-lines check-equivalence check-remeasured lint format type wheel wheel-check lmms-check train-nano bench results clean
+.PHONY: help install dev demo test test-versions check-threads check-overhead check-code-lines check-equivalence check-remeasured check-vllm lint format type wheel wheel-check lmms-check train-nano bench results clean
 
 help: ## Show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' Makefile | awk -F '\t' '{ printf "  make %-17s %s\n", $$1, $$2 }'
@@ -70,6 +70,9 @@ wheel-check: wheel ## Install the wheel in an empty environment and run the demo
 lmms-check: dev ## Run a local task through lmms-eval and the plugin, in an environment of its own
 	bash .ci/lmms-check
 
+check-vllm: dev ## Test the vLLM plugin, in an environment of its own (.venv-vllm, 4 GB; ten minutes)
+	bash .ci/vllm-check
+
 train-nano: dev ## Train the bundled model again, five stages into runs/ (three hours)
 	$(BIN)/dynamic-llava train recipes/nano-vision.yaml
 	$(BIN)/dynamic-llava train recipes/nano-dense.yaml
@@ -84,4 +87,4 @@ results: dev ## Train and measure again what docs/results.md shows (seven hours 
 	$(BIN)/python -m evidence.trainings.run
 
 clean: ## Remove everything these targets made, .venv included
-	rm -rf .venv .venv-versions dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-versions .venv-vllm dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

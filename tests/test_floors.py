@@ -11,6 +11,8 @@ ROOT = Path(__file__).parents[1] / "src" / "dynamic_llava"
 FLOORS = [  # from the top down; rooms of one floor do not import each other
     {"__main__"},
     {"cli", "lmms"},
+    {"page"},
+    {"vllm"},
     {"bench", "evaluation", "training", "verification"},
     {"checkpoints", "data"},
     {"chat"},

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dynamic_llava.chat.images import open_image
+from dynamic_llava.chat.images import open_image, read_image
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -179,3 +179,11 @@ def test_file_is_closed(tmp_path: Path) -> None:
     image = open_image(path)
     path.unlink()
     assert image.getpixel((7, 7)) == RED
+
+
+def test_bytes_are_read_as_their_file_is(tmp_path: Path) -> None:
+    path = saved(Image.new("RGB", (4, 6), RED), tmp_path / "red.png")
+    assert read_image(path.read_bytes(), "picture 1").tobytes() == open_image(path).tobytes()
+    for data in (b"", b"<svg/>", path.read_bytes()[:40]):
+        with pytest.raises(ValueError, match=r"^picture 1: "):
+            read_image(data, "picture 1")

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -49,12 +50,27 @@ def open_image(path: str | Path) -> Image.Image:
     """
     path = Path(path)
     _check_file(path)
+    return _decoded(path, path)
+
+
+def read_image(data: bytes, name: str) -> Image.Image:
+    """Read what a picture file holds, as `open_image` reads the file; ``name`` is what errors call it.
+
+    Raises
+    ------
+    ValueError
+        As in `open_image`.
+    """
+    return _decoded(BytesIO(data), name)
+
+
+def _decoded(source: Path | BytesIO, name: str | Path) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's limit is higher than ours; damage that matters raises
-        with _explained(one_line(str(path))):
-            image = Image.open(path)
+        with _explained(one_line(str(name))):
+            image = Image.open(source)
         with image:
-            return as_rgb(image, path)
+            return as_rgb(image, name)
 
 
 def bundled() -> dict[str, Path]:

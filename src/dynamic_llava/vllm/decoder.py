@@ -1,0 +1,122 @@
+"""The stock decoder in two halves, with the selection between them.
+
+Legend: N tokens of the batch, M tokens that enter the upper half, C channels.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from vllm.compilation.decorators import support_torch_compile
+from vllm.forward_context import get_forward_context
+
+from dynamic_llava.sparsifier import Sparsifier
+from dynamic_llava.vllm.attention import deferred_groups, make_sparse, see_all, see_selected
+from dynamic_llava.vllm.batch import Batch, Batches
+from dynamic_llava.vllm.report import Report
+from dynamic_llava.vllm.selection import Selecting, Selection
+
+
+@support_torch_compile(dynamic_arg_dims={"positions": -1, "hidden": 0, "residual": 0})
+class Half(nn.Module):
+    """Consecutive layers of the stock decoder, compiled on their own."""
+
+    def __init__(
+        self, *, vllm_config: Any, layers: nn.ModuleList, norm: nn.Module | None, prefix: str = ""
+    ) -> None:
+        super().__init__()
+        self.layers, self.norm = layers, norm
+
+    def forward(
+        self, positions: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run the layers, and the last norm if it is theirs."""
+        state: tuple[Any, Any] = (hidden, residual)
+        for layer in self.layers:
+            state = layer(positions, *state)
+        return state if self.norm is None else self.norm(*state)
+
+
+class SparseDecoder(nn.Module):
+    """Runs all tokens through the layers < l, and the selected ones through the others.
+
+    Parameters
+    ----------
+    decoder
+        The stock decoder: its ``layers`` and ``norm`` are used, their parameters stay where they are.
+    sparsifier
+        Its predictors decide, from the layer that its config names.
+
+    Attributes
+    ----------
+    batches
+        Tells of the batch that runs; set by the model runner's side.
+    report
+        What the last pass left behind.
+    """
+
+    batches: Batches
+
+    def __init__(self, vllm_config: Any, decoder: Any, sparsifier: Sparsifier) -> None:
+        super().__init__()
+        split, layers = sparsifier.config.layer, decoder.layers
+        if not split < len(layers):
+            raise ValueError(
+                f"the sparsifier begins at layer {split}, but the model has {len(layers)} layers"
+            )
+        for layer in layers[split:]:
+            make_sparse(layer.self_attn.attn)
+        self.names = [layer.self_attn.attn.layer_name for layer in layers[split:]]
+        self.below = Half(vllm_config=vllm_config, layers=layers[:split], norm=None, prefix="below")
+        self.above = Half(vllm_config=vllm_config, layers=layers[split:], norm=decoder.norm, prefix="above")
+        weight = next(layers[split].parameters())
+        sparsifier.to(weight.device, vllm_config.model_config.dtype)
+        # Both are there: only learned methods are served.
+        self.image_predictor = cast(nn.Module, sparsifier.image_predictor)
+        self.text_predictor = cast(nn.Module, sparsifier.text_predictor)
+        self.selecting = Selecting(self.image_predictor, self.text_predictor)
+        self.held = torch.zeros(
+            vllm_config.scheduler_config.max_num_seqs, dtype=torch.int32, device=weight.device
+        )
+        self.report: Report | None = None
+
+    def forward(self, hidden_NC: Tensor, positions: Tensor) -> Tensor:
+        """Return the last hidden states, ``[N, C]``; 0 where a token was dropped."""
+        lower_NC, residual_NC = self.below(positions, hidden_NC, None)
+        selection = self._select(lower_NC + residual_NC)
+        if selection is None:
+            return self.above(positions, lower_NC, residual_NC)[0]
+        index_M = selection.index_M
+        upper_MC, _ = self.above(positions[..., index_M], lower_NC[index_M], residual_NC[index_M])
+        return torch.zeros_like(lower_NC).index_copy_(0, index_M, upper_MC)
+
+    def _select(self, entering_NC: Tensor) -> Selection | None:
+        """Select, and let attention know; None where all tokens enter: in passes that only warm up."""
+        context, self.report = get_forward_context(), None
+        if not context.attn_metadata:
+            return None
+        groups = deferred_groups(context, self.names)
+        batch = self.batches.now()
+        if batch is None:
+            see_all(context, groups)
+            return None
+        common = groups[0][0].common
+        begin = common.query_start_loc_cpu
+        selection = self.selecting(
+            entering_NC, batch, common.query_start_loc, begin, common.max_seq_len, self.held
+        )
+        see_selected(context, groups, selection)
+        self.report = report(batch, begin, selection)
+        return selection
+
+
+def report(batch: Batch, begin: Tensor, selection: Selection) -> Report:
+    """Return what the scheduler must know of a pass; its copy from the device is not waited for."""
+    new = begin.diff().tolist()
+    return Report(
+        [request.name for request in batch.requests],
+        [done + fed for done, fed in zip(batch.done, new, strict=True)],
+        selection.held_R.to("cpu", non_blocking=True).numpy(),
+    )

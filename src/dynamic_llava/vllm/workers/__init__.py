@@ -1,0 +1,1 @@
+"""vLLM's workers, one file a platform, with the two things that ours do more."""
