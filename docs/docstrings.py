@@ -1,4 +1,4 @@
-"""Fits docstrings to the docs site: it knows no roles of Sphinx, and takes shared defaults from the first name."""
+"""Fits docstrings to the site: Markdown knows no roles of Sphinx, and a default is looked up by one name."""
 
 from __future__ import annotations
 
