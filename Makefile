@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo test test-versions check-threads check-overhead check-code-lines check-equivalence check-remeasured check-vllm lint format type wheel wheel-check lmms-check train-nano bench results clean
+.PHONY: help install dev demo test test-versions check-threads check-overhead check-code-lines check-equivalence check-remeasured check-vllm lint format type docs wheel wheel-check lmms-check train-nano bench results clean
 
 help: ## Show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' Makefile | awk -F '\t' '{ printf "  make %-17s %s\n", $$1, $$2 }'
@@ -60,11 +60,15 @@ format: dev ## Rewrite the code in the project's style
 type: dev ## Check types
 	$(BIN)/mypy
 
+docs: dev ## Build the docs site into build/site; any warning is an error
+	$(BIN)/python -m docs.pages
+	$(BIN)/zensical build --strict --clean
+
 wheel: install ## Build the wheel into dist/
 	rm -rf dist
 	$(BIN)/python -m pip wheel -qq --disable-pip-version-check --no-deps --wheel-dir dist .
 
-wheel-check: wheel ## Install the wheel in an empty environment and run the demo there
+wheel-check: wheel ## Install the wheel in an empty environment, and run the demo and the notebooks there
 	PYTHON=$(BIN)/python bash .ci/wheel-check
 
 lmms-check: dev ## Run a local task through lmms-eval and the plugin, in an environment of its own
@@ -87,4 +91,4 @@ results: dev ## Train and measure again what docs/results.md shows (seven hours 
 	$(BIN)/python -m evidence.trainings.run
 
 clean: ## Remove everything these targets made, .venv included
-	rm -rf .venv .venv-versions .venv-vllm dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-versions .venv-vllm build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

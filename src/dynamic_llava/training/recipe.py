@@ -32,6 +32,7 @@ class StageSettings(Section):
     """Which stage it is, and the model that it starts from."""
 
     name: Literal["vision", "dense", "dynamic"]
+    """vision: train a tower; dense: train the model; dynamic: train what drops tokens."""
     init: str | None = None
     """Folder or hub id of the model, with predictors or without, to start from; none for the first stage."""
     init_dtype: DType = "float32"
@@ -39,7 +40,9 @@ class StageSettings(Section):
     vision_tower: str | None = None
     """Folder or hub id of the tower, where ``init`` is in LLaVA's own layout, which does not hold it."""
     train_vision_tower: bool = False
+    """Whether the tower learns too."""
     train_projector: bool = True
+    """Whether the projector between tower and decoder learns too."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -58,6 +61,7 @@ class Conversations(Section):
     answers: Literal["last", "all"] = "last"
     """Whose tokens may be dropped: those of the last answer (as in the paper) or of all."""
     max_length: int = Field(default=2048, gt=0)
+    """Tokens of the longest entry, image tokens included; a longer one loses its end."""
     on_error: Literal["raise", "skip"] = "raise"
     """What a broken sample or picture does: stop with its id, or be counted and left out."""
     limit: int | None = Field(default=None, gt=0)
@@ -68,7 +72,9 @@ class Drawn(Section):
     """Pictures that are drawn as they are needed, a number for each step; nano learns from these."""
 
     scenes_per_step: int = Field(default=0, ge=0)
+    """Scenes drawn for each step."""
     easy_vqa_per_step: int = Field(default=0, ge=0)
+    """Pictures of easy-VQA taken for each step."""
     question_rounds: int = Field(default=1, gt=0)
     """How often every kind of question is asked about a scene."""
     place_rounds: int = Field(default=0, ge=0)
@@ -87,7 +93,9 @@ class DataSettings(Section):
     """What is trained on: conversations, or drawn pictures."""
 
     conversations: Conversations | None = None
+    """Conversations in a file."""
     drawn: Drawn | None = None
+    """Pictures that are drawn, instead."""
     batch_size: int = Field(default=1, gt=0)
     """Conversations that one process computes at once."""
     accumulate: int = Field(default=1, gt=0)
@@ -115,10 +123,13 @@ class OptimizerSettings(Section):
     matrix_learning_rate: float = Field(default=2e-3, gt=0)
     """Peak rate of the matrices that Muon trains, on AdamW's scale (match_rms_adamw)."""
     predictor_learning_rate: float = Field(default=1e-3, gt=0)
+    """Peak rate of the predictors."""
     warmup: float = Field(default=0.03, ge=0, lt=1)
     """Share of the steps that warm up."""
     weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay, of AdamW and of Muon."""
     clip_norm: float = Field(default=1.0, gt=0)
+    """Longest gradient, over all parameters; a longer one is scaled down."""
 
 
 class MethodSettings(Section):
@@ -129,14 +140,17 @@ class MethodSettings(Section):
     train: Literal["full", "predictors", "lora"] = "full"
     """What is trained beside the predictors: the model, nothing, or LoRA adapters."""
     lora_rank: int = Field(default=16, gt=0)
+    """Rank of the adapters."""
     merge_lora: bool = True
     """Add the adapters to the weights when saving; False writes them to ``lora/`` beside it instead."""
     tau_start: float = Field(default=1.0, gt=0)
     """Temperature of the Gumbel softmax at the first step, from which it falls to ``tau_end``."""
     tau_end: float = Field(default=0.1, gt=0)
+    """Temperature of the Gumbel softmax at the last step."""
     image_rates: tuple[float, float] | None = None
+    """Lowest and highest share of image tokens to keep: each step draws one, and needs no ratio loss."""
     text_rates: tuple[float, float] | None = None
-    """Both set: steps draw their keep rates between these bounds, and need no ratio loss."""
+    """The same for output tokens; set both, or neither."""
     drawn_share: float = Field(default=1.0, ge=0, le=1)
     """Share of the steps that draw; the others aim at the rates of ``sparsity``, by the ratio loss."""
     distill_weight: float = Field(default=0.0, ge=0, le=1)
@@ -171,19 +185,25 @@ class RunSettings(Section):
     output: Path
     """Folder for the checkpoints, the log and, in ``model/``, the finished model."""
     seed: int = Field(default=0, ge=0, lt=2**32)
+    """Seed of the order of the data, of drawn pictures, of new weights and of the noise."""
     steps: int | None = Field(default=None, gt=0)
     """Optimizer steps; with conversations, ``epochs`` may say it instead."""
     epochs: float = Field(default=1.0, gt=0)
+    """How often the conversations are gone through, where ``steps`` does not say it."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: matrix products under autocast, weights stay float32; faster where the hardware has it."""
     gradient_checkpointing: bool = False
     """Compute the layers again in the backward pass: a third slower, a fraction of the memory."""
     log_every: int = Field(default=1, gt=0)
+    """Steps between two lines of the log."""
     report_to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
+    """Trackers that get what the log gets."""
     save_every: int = Field(default=100, gt=0)
+    """Steps between two checkpoints."""
     keep_checkpoints: int = Field(default=2, ge=2)
     """At least 2: the one before the last is good should the last be cut off while it is written."""
     save_dtype: DType = "float32"
+    """What the weights of the finished model are written in."""
     license: str | None = None
     """Of the trained weights, as the hub names it (``apache-2.0``, ``llama2``); for the model card."""
 
@@ -196,18 +216,24 @@ class EvaluationSettings(Section):
     steps: int = Field(default=8, gt=0)
     """For drawn data: steps' worth of unseen pictures."""
     conversations: Conversations | None = None
+    """Conversations in a file that are not trained on."""
 
 
 class Recipe(Section):
     """One stage of training, as read from YAML. Each section checks itself; here is what spans two."""
 
     stage: StageSettings
+    """Which stage it is, and the model that it starts from."""
     data: DataSettings
+    """What it is trained on."""
     optimizer: OptimizerSettings
+    """How the weights move."""
     method: MethodSettings | None = None
     """Needed by the dynamic stage, and only there."""
     run: RunSettings
+    """How long, how exactly and where to."""
     evaluation: EvaluationSettings | None = None
+    """Whether it is evaluated on the way; left out, it is not."""
 
     @property
     def calibration_steps(self) -> int:
