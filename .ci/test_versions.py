@@ -31,7 +31,7 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOM = ROOT / ".venv-versions"
-TESTS = ("tests/core", "tests/methods", "tests/verification", "tests/checkpoints")
+TESTS = ("tests/core", "tests/families", "tests/methods", "tests/verification", "tests/checkpoints")
 # What a version may bring along: no pin holds it, yet pip leaves it as it is where it fits.
 FREE = {
     "transformers": {"transformers", "huggingface-hub", "hf-xet", "safetensors", "tokenizers"},

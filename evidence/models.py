@@ -1,4 +1,4 @@
-"""Write the table of supported models in docs/models.md from the files of ``families/``.
+"""Write the table of supported models in docs/models.md, and their list in the README, from ``families/``.
 
     python -m evidence.models
 
@@ -9,14 +9,15 @@ the table stays.
 from __future__ import annotations
 
 import ast
+from collections.abc import Callable
 from pathlib import Path
 
 from dynamic_llava import families
 from dynamic_llava.families.base import Family
 from dynamic_llava.files import replacing
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "models.md"
-BEGIN, END = "<!-- table: python -m evidence.models -->", "<!-- end of the table -->"
+ROOT = Path(__file__).resolve().parents[1]
+BEGIN, END = "<!-- from python -m evidence.models -->", "<!-- end -->"
 HEAD = "| `model_type` | family | takes |\n|-|-|-|\n"
 
 
@@ -34,17 +35,34 @@ def table() -> str:
     return HEAD + "".join(row(model_type) for model_type in families.known())
 
 
-def page(text: str) -> str:
-    """Return the page with the table of now."""
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n{table()}{END}{rest.split(END)[1]}"
+def listed() -> str:
+    """Return the names of all families, those that take pictures first."""
+    kinds = {name: families.family_of_type(name).kinds for name in families.known()}
+    parts = {
+        "Pictures": [name for name in kinds if kinds[name]],
+        "Text": [name for name in kinds if not kinds[name]],
+    }
+    return (
+        "\n".join(f"{part}: {', '.join(f'`{name}`' for name in names)}.  " for part, names in parts.items())
+        + "\n"
+    )
+
+
+MAKES: dict[str, Callable[[], str]] = {"docs/models.md": table, "README.md": listed}
+
+
+def page(name: str) -> str:
+    """Return a page as it should be now."""
+    before, _, rest = (ROOT / name).read_text(encoding="utf-8").partition(BEGIN)
+    return f"{before}{BEGIN}\n{MAKES[name]()}{END}{rest.partition(END)[2]}"
 
 
 def main() -> None:
-    """Write the page."""
-    written = page(PAGE.read_text(encoding="utf-8"))
-    with replacing(PAGE) as partial:
-        partial.write_text(written, encoding="utf-8")
+    """Write both pages."""
+    for name in MAKES:
+        written = page(name)
+        with replacing(ROOT / name) as partial:
+            partial.write_text(written, encoding="utf-8")
 
 
 if __name__ == "__main__":
