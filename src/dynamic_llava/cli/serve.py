@@ -14,7 +14,6 @@ import typer
 from dynamic_llava.cli.model import load
 from dynamic_llava.cli.options import Device, Dtype, Model
 
-
 DRAIN = 120
 """Seconds that vLLM gives answers under way when it is told to end."""
 
