@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from vllm.compilation.backends import set_model_tag
 from vllm.compilation.decorators import support_torch_compile
 from vllm.forward_context import get_forward_context
 
@@ -19,24 +20,38 @@ from dynamic_llava.vllm.report import Report
 from dynamic_llava.vllm.selection import Selecting, Selection
 
 
-@support_torch_compile(dynamic_arg_dims={"positions": -1, "hidden": 0, "residual": 0})
-class Half(nn.Module):
-    """Consecutive layers of the stock decoder, compiled on their own."""
+# vLLM finds compiled code on disk by the place of `forward` in its file and by the engine's config. So the
+# halves cannot be one class: the upper one would be given the code of the lower one.
+@support_torch_compile(dynamic_arg_dims={"positions": -1, "hidden": 0})
+class Lower(nn.Module):
+    """The layers < l, compiled on their own."""
 
-    def __init__(
-        self, *, vllm_config: Any, layers: nn.ModuleList, norm: nn.Module | None, prefix: str = ""
-    ) -> None:
+    def __init__(self, *, vllm_config: Any, layers: nn.ModuleList, prefix: str = "") -> None:
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, positions: torch.Tensor, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run the layers; what they return waits to be added up."""
+        state: tuple[Any, Any] = (hidden, None)
+        for layer in self.layers:
+            state = layer(positions, *state)
+        return state
+
+
+@support_torch_compile(dynamic_arg_dims={"positions": -1, "hidden": 0, "residual": 0})
+class Upper(nn.Module):
+    """The layers >= l and the last norm, compiled on their own."""
+
+    def __init__(self, *, vllm_config: Any, layers: nn.ModuleList, norm: nn.Module, prefix: str = "") -> None:
         super().__init__()
         self.layers, self.norm = layers, norm
 
-    def forward(
-        self, positions: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run the layers, and the last norm if it is theirs."""
-        state: tuple[Any, Any] = (hidden, residual)
+    def forward(self, positions: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """Run the layers on what :class:`Lower` returned."""
+        state = (hidden, residual)
         for layer in self.layers:
             state = layer(positions, *state)
-        return state if self.norm is None else self.norm(*state)
+        return self.norm(*state)[0]
 
 
 class SparseDecoder(nn.Module):
@@ -69,8 +84,10 @@ class SparseDecoder(nn.Module):
         for layer in layers[split:]:
             make_sparse(layer.self_attn.attn)
         self.names = [layer.self_attn.attn.layer_name for layer in layers[split:]]
-        self.below = Half(vllm_config=vllm_config, layers=layers[:split], norm=None, prefix="below")
-        self.above = Half(vllm_config=vllm_config, layers=layers[split:], norm=decoder.norm, prefix="above")
+        with set_model_tag("lower_half"):
+            self.below = Lower(vllm_config=vllm_config, layers=layers[:split])
+        with set_model_tag("upper_half"):
+            self.above = Upper(vllm_config=vllm_config, layers=layers[split:], norm=decoder.norm)
         weight = next(layers[split].parameters())
         sparsifier.to(weight.device, vllm_config.model_config.dtype)
         # Both are there: only learned methods are served.
@@ -84,12 +101,12 @@ class SparseDecoder(nn.Module):
 
     def forward(self, hidden_NC: Tensor, positions: Tensor) -> Tensor:
         """Return the last hidden states, ``[N, C]``; 0 where a token was dropped."""
-        lower_NC, residual_NC = self.below(positions, hidden_NC, None)
+        lower_NC, residual_NC = self.below(positions, hidden_NC)
         selection = self._select(lower_NC + residual_NC)
         if selection is None:
-            return self.above(positions, lower_NC, residual_NC)[0]
+            return self.above(positions, lower_NC, residual_NC)
         index_M = selection.index_M
-        upper_MC, _ = self.above(positions[..., index_M], lower_NC[index_M], residual_NC[index_M])
+        upper_MC = self.above(positions[..., index_M], lower_NC[index_M], residual_NC[index_M])
         return torch.zeros_like(lower_NC).index_copy_(0, index_M, upper_MC)
 
     def _select(self, entering_NC: Tensor) -> Selection | None:

@@ -15,6 +15,7 @@ from dynamic_llava.vllm import rates
 
 logger = init_logger("vllm.dynamic_llava")
 ROOM = "dynamic_llava.vllm"
+FIRST_SPARSE_LAYER = "dynamic_llava_layer"
 
 
 class SparseServing(VerifyAndUpdateConfig):
@@ -39,6 +40,8 @@ class SparseServing(VerifyAndUpdateConfig):
             if reason:
                 raise ValueError(f"Dynamic-LLaVA: {reason}")
         set_needed(vllm_config)
+        # Part of the key of compiled code: which layers are compiled together depends on it.
+        vllm_config.additional_config[FIRST_SPARSE_LAYER] = adapter.config.layer
         config = rates.server_config(adapter.config, vllm_config.additional_config)
         logger.info(
             "Dynamic-LLaVA: %s of the image tokens and %s of the output tokens stay from layer %d on; prefix "
@@ -95,6 +98,7 @@ def refused_settings(vllm_config: Any) -> list[str]:
         "--runner pooling: a pooled prompt has no dropped tokens": (
             vllm_config.model_config.runner_type == "pooling"
         ),
+        "--additional-config: it must be a JSON object": not isinstance(vllm_config.additional_config, dict),
         "--enable-prompt-embeds: not tested": vllm_config.model_config.enable_prompt_embeds,
         f"--scheduler-cls {scheduler.scheduler_cls}: it must derive from {ROOM}.scheduler.SparseScheduler": (
             not has_own_scheduler(scheduler.scheduler_cls)
