@@ -147,7 +147,7 @@ def numbers_of(run: Run, questions: Sequence[Question]) -> dict[str, Any]:
         ``perplexity`` (mean over descriptions, as the paper counts) and ``perplexity_of_all_tokens``, both
         teacher-forced on the references; ``accuracy`` with counts and interval: greedy descriptions equal to
         their reference; kept shares while generating, and while scoring under ``teacher_forced``; ``meteor``
-        (mean over descriptions, and how words were matched); `mean_costs` of the generated answers, and of the
+        (mean over descriptions, and how words were matched); `mean_costs` of the generated answers and of the
         references under ``teacher_forced_costs``, where dense and sparse decode the same tokens;
         ``mean_answer_tokens`` without end marks, and how many of the answers were cut at ``max_new_tokens``.
     """
