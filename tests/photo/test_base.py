@@ -117,13 +117,22 @@ def test_a_picture_is_256_tokens(
     assert (inputs["input_ids"] == model.config.image_token_id).sum() == base.IMAGE_TOKENS
 
 
-@pytest.mark.slow
-def test_the_model_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    need_parts()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    built: list[Path] = []
-    monkeypatch.setattr(
-        base, "_build_in", lambda folder, *_: (built.append(folder), folder.mkdir(parents=True))
-    )
-    assert base.base_folder() == base.base_folder() == built[0]
-    assert len(built) == 1
+def test_a_model_is_built_once_and_half_a_model_is_never_seen(tmp_path: Path) -> None:
+    folder = tmp_path / "cache" / "model"
+    written: list[Path] = []
+
+    def write(partial: Path) -> None:
+        assert not folder.exists()
+        written.append(partial)
+        (partial / "config.json").write_text("{}")
+
+    def fail(partial: Path) -> None:
+        (partial / "config.json").touch()
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="the disk is full"):
+        base.built(folder, fail)
+    assert not list(folder.parent.iterdir())
+    assert base.built(folder, write) == base.built(folder, write) == folder
+    assert len(written) == 1
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+import dynamic_llava
+from dynamic_llava.photo import trained as photo_trained
 from dynamic_llava.photo.change import apply_change, change_of, read_change, write_change
+from dynamic_llava.training import nano
 from evidence import tiny
 
 MATRIX = "model.language_model.layers.1.mlp.up_proj.weight"
@@ -64,3 +68,30 @@ def test_a_change_of_another_model_is_refused(trained: tuple[Any, Any]) -> None:
     some.pop(NORM)
     with pytest.raises(ValueError, match=f"{NORM} and 0 other weights"):
         change_of(weights(before), some, rank=1)
+
+
+def test_photo_is_the_base_with_its_change(
+    trained: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, after = trained
+    base, package = tmp_path / "base", tmp_path / "dynamic_llava_photo"
+    before.save_pretrained(base)
+    nano.build_processor(scene_count=20).save_pretrained(base)
+    package.mkdir()
+    (package / "README.md").write_text("card")
+    write_change(change_of(weights(before), weights(after), rank=2), package / "change.safetensors")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(photo_trained, "base_folder", lambda: base)
+    model, processor = dynamic_llava.load("photo")
+    assert processor is not None
+    for name, weight in weights(after).items():
+        torch.testing.assert_close(weights(model)[name], weight, atol=2e-4, rtol=0, msg=name)
+    assert (photo_trained.trained_folder() / "README.md").read_text() == "card"
+
+
+def test_photo_without_its_package_says_what_to_install() -> None:
+    if find_spec("dynamic_llava_photo"):
+        pytest.skip("dynamic-llava-photo is installed")
+    with pytest.raises(ImportError, match=r"change\.safetensors of .*: pip install dynamic-llava-photo"):
+        dynamic_llava.load("photo")

@@ -22,7 +22,7 @@ from dynamic_llava.checkpoints.tokenizer import has_tokenizer
 from dynamic_llava.checkpoints.weights import Weights
 from dynamic_llava.files import first_line, read_object
 from dynamic_llava.hub import Access
-from dynamic_llava.photo import base_folder
+from dynamic_llava.photo import base_folder, trained_folder
 
 SMALL_FILES = ["*.json", "*.model", "*.jinja", "*.txt", WEIGHTS_FILE]
 HUB_FILES = [*SMALL_FILES, "*.safetensors", "*.bin"]
@@ -189,7 +189,7 @@ def _nano() -> Path:
     return Path(str(resources.files("dynamic_llava") / "models" / "nano"))
 
 
-OWN: dict[str | Path, Callable[[], Path]] = {"nano": _nano, "photo-base": base_folder}
+OWN: dict[str | Path, Callable[[], Path]] = {"nano": _nano, "photo": trained_folder, "photo-base": base_folder}
 """Models that need no hub: what comes with this package, and what is built from installed packages."""
 
 

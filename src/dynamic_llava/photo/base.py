@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
@@ -31,11 +32,35 @@ def base_folder() -> Path:
     ValueError
         If one of them holds something else than the expected network.
     """
-    sources = tower.tower_file(), language.language_file()
+    onnx, gguf = tower.tower_file(), language.language_file()
     parts = "-".join(f"{name}-{version(name)}" for name in PACKAGES)
-    folder = _cache() / f"photo-base-{parts}"
-    if not folder.is_dir():
-        _build_in(folder, *sources)
+    return built(cache() / f"photo-base-{parts}", lambda partial: _write(partial, onnx, gguf))
+
+
+def cache() -> Path:
+    """Return the folder of what is built on a user's machine."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dynamic-llava"
+
+
+def built(folder: Path, write: Callable[[Path], None]) -> Path:
+    """Return ``folder``, filled by ``write`` where it is missing.
+
+    It is written beside its place and renamed, so that no reader, nor a second builder, meets half a model.
+    """
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        write(partial)
+        partial.chmod(0o755)
+        try:
+            partial.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # another process has been faster
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
@@ -83,25 +108,9 @@ def _set_image_row(weights_VC: Tensor, row: int) -> None:
         weights_VC[row] = weights_VC[:row].mean(0)
 
 
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dynamic-llava"
-
-
-def _build_in(folder: Path, onnx: Path, gguf: Path) -> None:
-    """Build beside ``folder`` and rename, so that no reader, nor a second builder, meets half a model."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=".photo-base-", dir=folder.parent))
-    try:
-        processor = build_processor(gguf)
-        build_model(onnx, gguf, processor).save_pretrained(partial)
-        processor.save_pretrained(partial)
-        card = resources.files("dynamic_llava.photo") / "base_card.md"
-        (partial / "README.md").write_text(card.read_text(encoding="utf-8"), encoding="utf-8")
-        partial.chmod(0o755)
-        try:
-            partial.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # another process has been faster
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+def _write(partial: Path, onnx: Path, gguf: Path) -> None:
+    processor = build_processor(gguf)
+    build_model(onnx, gguf, processor).save_pretrained(partial)
+    processor.save_pretrained(partial)
+    card = resources.files("dynamic_llava.photo") / "base_card.md"
+    (partial / "README.md").write_text(card.read_text(encoding="utf-8"), encoding="utf-8")
