@@ -21,7 +21,7 @@ from dynamic_llava.training.photo import features as room
 from dynamic_llava.training.photo.packing import Asked, Shown, TreePacker
 from dynamic_llava.training.photo.stream import PhotoStream
 from dynamic_llava.training.recipe import Photographs
-from dynamic_llava.training.run import train
+from dynamic_llava.training.run import dry_run, train
 
 TOKENS = 36
 COLORS = ("red", "green", "blue", "black", "white", "gray")
@@ -284,3 +284,13 @@ def _remove(folder: Path) -> None:
     import shutil
 
     shutil.rmtree(folder)
+
+
+def test_a_dry_run_looks_at_no_picture(
+    write_stage: WriteStage, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "open_image", lambda path: pytest.fail("a picture was opened"))
+    plan = dry_run(write_stage("dense"))
+    assert plan.steps == 4
+    assert plan.tokens_per_sample > 5 * 9
+    assert not (pictures / "features").exists()

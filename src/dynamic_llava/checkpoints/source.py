@@ -189,7 +189,11 @@ def _nano() -> Path:
     return Path(str(resources.files("dynamic_llava") / "models" / "nano"))
 
 
-OWN: dict[str | Path, Callable[[], Path]] = {"nano": _nano, "photo": trained_folder, "photo-base": base_folder}
+OWN: dict[str | Path, Callable[[], Path]] = {
+    "nano": _nano,
+    "photo": trained_folder,
+    "photo-base": base_folder,
+}
 """Models that need no hub: what comes with this package, and what is built from installed packages."""
 
 

@@ -10,6 +10,7 @@ from typing import Any, cast
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
+from dynamic_llava.chat.positions import positions_of
 from dynamic_llava.data.conversations import Conversations
 from dynamic_llava.data.training import ConversationDataset, LengthGrouped, collate
 from dynamic_llava.training import recipe as recipes

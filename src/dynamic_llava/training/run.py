@@ -13,7 +13,6 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainingArguments
 
-from dynamic_llava.chat.positions import positions_of
 from dynamic_llava.checkpoints import load_skeleton
 from dynamic_llava.sparsifier import sparsifier_of
 from dynamic_llava.training import stages

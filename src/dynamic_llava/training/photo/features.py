@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,6 +25,8 @@ from dynamic_llava.files import write_json
 BATCH = 16
 VIEWS = 2  # as it is, and mirrored
 DONE = "done.json"  # written last
+Look = Callable[[Sequence[Path], Sequence[bool], int], Tensor]
+"""Takes pictures, whether each is mirrored, and a number of patches; returns what the tower says of them."""
 
 
 class Features:
@@ -68,7 +70,7 @@ class Blank:
         model: LlavaForConditionalGeneration,
         processor: LlavaProcessor,
     ) -> None:
-        self.channels: int = model.config.vision_config.hidden_size
+        self.channels: int = cast(Any, model.config).vision_config.hidden_size
 
     def __call__(self, paths: Sequence[Path], mirrored: Sequence[bool], tokens: int) -> Tensor:
         """Return zeros, [K, 1+I, C]."""

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import LlavaProcessor
 
-from dynamic_llava.training.photo.features import Features
+from dynamic_llava.training.photo.features import Look
 from dynamic_llava.training.photo.packing import TreePacker
 from dynamic_llava.training.photo.stream import PhotoStream
 
@@ -33,7 +33,7 @@ class PhotoSteps(Dataset[Groups]):
     def __init__(
         self,
         stream: PhotoStream,
-        features: Features,
+        features: Look,
         processor: LlavaProcessor,
         tokens: int,
         first: int,

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from transformers import LlavaProcessor, PreTrainedTokenizerBase
 
 from dynamic_llava.data.photographs import Photograph, captioned
-from dynamic_llava.training.photo.features import Features
+from dynamic_llava.training.photo.features import Look
 from dynamic_llava.training.photo.stream import PhotoStream
 
 PICTURES_AT_LEAST = 15  # that a word must be said about
@@ -60,7 +60,7 @@ class WordSteps(Dataset[list[dict[str, Tensor]]]):
     def __init__(
         self,
         stream: PhotoStream,
-        features: Features,
+        features: Look,
         processor: LlavaProcessor,
         tokens: int,
         first: int,
