@@ -286,6 +286,23 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
+def test_eager_attention_trains_as_sdpa_does(write_stage: WriteStage, tmp_path: Path) -> None:
+    models = [
+        dynamic_llava.load_model(
+            train(write_stage("dense", output=str(tmp_path / attention), attention=attention))
+        )
+        for attention in ("sdpa", "eager")
+    ]
+    first, second = (model.state_dict() for model in models)
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], atol=1e-4, rtol=1e-3, msg=name)
+
+
+def test_eager_attention_is_not_for_the_dynamic_stage(write_stage: WriteStage) -> None:
+    with pytest.raises(ValueError, match=r"run\.attention: the dynamic stage has an attention of its own"):
+        train(write_stage("dynamic", attention="eager"))
+
+
 def test_a_dry_run_looks_at_no_picture(
     write_stage: WriteStage, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

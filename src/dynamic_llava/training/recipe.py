@@ -232,6 +232,8 @@ class RunSettings(Section):
     """How often the conversations are gone through, where ``steps`` does not say it."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: matrix products under autocast, weights stay float32; faster where the hardware has it."""
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    """eager: faster for packed rows on a CPU, whose sdpa is slow in the backward pass; dense stages only."""
     gradient_checkpointing: bool = False
     """Compute the layers again in the backward pass: a third slower, a fraction of the memory."""
     log_every: int = Field(default=1, gt=0)
@@ -310,7 +312,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        for problem in (self._method(), self._data(), self._evaluation()):
+        for problem in (self._method(), self._data(), self._attention(), self._evaluation()):
             if problem is not None:
                 raise ValueError(problem)
         return self
@@ -328,6 +330,11 @@ class Recipe(Section):
                 return f"data: the {stage} stage does not read anything else; give {kind}"
         if self.data.conversations is None and self.run.steps is None:
             return "run.steps: drawn pictures never end; say how many steps to train"
+        return None
+
+    def _attention(self) -> str | None:
+        if self.run.attention == "eager" and self.stage.name == "dynamic":
+            return "run.attention: the dynamic stage has an attention of its own; leave it out"
         return None
 
     def _evaluation(self) -> str | None:

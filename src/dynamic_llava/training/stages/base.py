@@ -75,6 +75,8 @@ def load_init(
     model.model.vision_tower.requires_grad_(recipe.stage.train_vision_tower)
     model.model.multi_modal_projector.requires_grad_(recipe.stage.train_projector)
     model.get_input_embeddings().requires_grad_(recipe.stage.train_embeddings)
+    if recipe.run.attention == "eager":
+        model.set_attn_implementation({"text_config": "eager"})
     if recipe.data.photographs is not None:
         give_features(model)
     if recipe.run.gradient_checkpointing:
