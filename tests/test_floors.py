@@ -15,7 +15,7 @@ FLOORS = [  # from the top down; rooms of one floor do not import each other
     {"vllm"},
     {"bench", "evaluation", "training", "verification"},
     {"checkpoints", "data"},
-    {"chat"},
+    {"chat", "photo"},
     {"sparsifier"},
     {"core"},
     {"costs", "adapter"},

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from evidence.trainings import variants
 
-from dynamic_llava.chat.positions import positions_of
 from dynamic_llava.training import optimizers, stages
 from dynamic_llava.training.feeding import feed
 from dynamic_llava.training.recipe import Recipe
@@ -47,7 +46,7 @@ class _Step:
         self.stage = stages.build(recipe)
         self.objective = self.stage.objective.train()
         self.optimizer = optimizers.optimizer(recipe.optimizer, self.objective)
-        self.data = feed(recipe, self.stage.processor, positions_of(self.stage.model.config))
+        self.data = feed(recipe, self.stage.model, self.stage.processor)
         groups = optimizers.parameter_groups(recipe.optimizer, self.objective)
         self.trained = sum(p.numel() for group in groups for p in group["params"])
         self.dtype = getattr(torch, recipe.run.precision)

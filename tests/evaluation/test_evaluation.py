@@ -75,7 +75,8 @@ def test_fixed_policies_score_as_they_decode(
 def test_perplexities(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
     asked = tasks.scene_descriptions(3)
     loss_B, length_B = scoring.score(model, processor, asked, Kept())
-    row = descriptions.measure_setting(model, processor, asked[:], 2, descriptions.Setting("image+text"))
+    run = descriptions.run_setting(model, processor, asked, 2, descriptions.Setting("image+text"))
+    row = descriptions.numbers_of(run, asked)
     assert row["perplexity"] == pytest.approx((loss_B / length_B).exp().mean().item(), rel=1e-4)
     assert row["perplexity_of_all_tokens"] == pytest.approx(
         (loss_B.sum() / length_B.sum()).exp().item(), rel=1e-4

@@ -17,7 +17,7 @@ from dynamic_llava.chat.prompt import chat_answer, chat_prompt
 from dynamic_llava.costs import flops
 from dynamic_llava.costs.rows import Row
 from dynamic_llava.costs.shape import DecoderShape
-from dynamic_llava.evaluation import evaluate
+from dynamic_llava.evaluation import evaluate, without_examples
 from dynamic_llava.evaluation.batches import Kept, answer
 from dynamic_llava.evaluation.descriptions import mean_costs_of
 from dynamic_llava.evaluation.meteor import Meteor
@@ -141,7 +141,9 @@ def test_command(command: Command, checkpoint: Path, pictures: Path, tmp_path: P
     outcome = command(*ask, "--max-new-tokens", 30, "--output", tmp_path / "out.json", "--json")
     assert outcome.code == 0, outcome.stderr
     result = outcome.json()
-    assert json.loads((tmp_path / "out.json").read_text()) == result
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert without_examples(written) == result
+    assert all(len(numbers["examples"]) == 5 for numbers in written["numbers"].values())
     dense, sparse = result["numbers"]["dense"], result["numbers"]["sparse"]
     assert sparse["image_tokens_kept"] < dense["image_tokens_kept"] == 1
     assert dense["meteor_matching"] in ("exact, stem", "exact, stem, synonym")
@@ -194,7 +196,10 @@ def test_refused_samples(
     [
         (("--task", "generation"), "needs --data"),
         (("--task", "generation", "--data", "gone.jsonl", "--images", "."), "gone.jsonl: no such file"),
-        (("--task", "scenes", "--max-new-tokens", 5), "go with task generation"),
+        (
+            ("--task", "scenes", "--max-new-tokens", 5),
+            "go with flickr8k, daquar, long-answers",
+        ),
     ],
 )
 def test_refused_options(

@@ -23,7 +23,6 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from dynamic_llava.chat.positions import positions_of
 from dynamic_llava.training import stages
 from dynamic_llava.training.feeding import feed
 from dynamic_llava.training.recipe import Recipe
@@ -41,7 +40,7 @@ def main(recipe_path: Path, folder: Path) -> None:
         fully_shard(layer, mesh=mesh)
     fully_shard(objective, mesh=mesh)
     optimizer = torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad], lr=1e-3)
-    data = feed(recipe, stage.processor, positions_of(stage.model.config))
+    data = feed(recipe, stage.model, stage.processor)
     resumed = (folder / "shards").is_dir()
     if resumed:
         model_state, optimizer_state = get_state_dict(objective, optimizer)

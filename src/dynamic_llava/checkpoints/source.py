@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -22,6 +22,7 @@ from dynamic_llava.checkpoints.tokenizer import has_tokenizer
 from dynamic_llava.checkpoints.weights import Weights
 from dynamic_llava.files import first_line, read_object
 from dynamic_llava.hub import Access
+from dynamic_llava.photo import base_folder, trained_folder
 
 SMALL_FILES = ["*.json", "*.model", "*.jinja", "*.txt", WEIGHTS_FILE]
 HUB_FILES = [*SMALL_FILES, "*.safetensors", "*.bin"]
@@ -34,7 +35,7 @@ class Source:
     Parameters
     ----------
     name
-        A folder, a hub id, or ``"nano"``, the model that comes with this package.
+        A folder, a hub id, or a name in `OWN`.
     vision_tower
         Where the tower of an official checkpoint lies, if not where its config says.
     access
@@ -73,12 +74,12 @@ class Source:
     @property
     def is_on_hub(self) -> bool:
         """Whether it was named by a hub id."""
-        return self.name != "nano" and not Path(self.name).expanduser().is_dir()
+        return self.name not in OWN and not Path(self.name).expanduser().is_dir()
 
     @property
     def title(self) -> str:
-        """The name that finds it again: a hub id, ``nano``, or where its folder lies."""
-        return str(self.name) if self.is_on_hub or self.name == "nano" else str(self.folder.absolute())
+        """The name that finds it again: a hub id, one of `OWN`, or where its folder lies."""
+        return str(self.name) if self.is_on_hub or self.name in OWN else str(self.folder.absolute())
 
     @cached_property
     def kind(self) -> Kind:
@@ -184,10 +185,22 @@ class Source:
         return (self.folder / name).is_file()
 
 
+def _nano() -> Path:
+    return Path(str(resources.files("dynamic_llava") / "models" / "nano"))
+
+
+OWN: dict[str | Path, Callable[[], Path]] = {
+    "nano": _nano,
+    "photo": trained_folder,
+    "photo-base": base_folder,
+}
+"""Models that need no hub: what comes with this package, and what is built from installed packages."""
+
+
 def resolve(name: str | Path, access: Access = hub.DEFAULT, files: Sequence[str] = HUB_FILES) -> Path:
-    """Return the local folder of a checkpoint: itself, the bundled model's, or a download of a hub id."""
-    if name == "nano":
-        return Path(str(resources.files("dynamic_llava") / "models" / "nano"))
+    """Return the local folder of a checkpoint: itself, that of one of `OWN`, or a download of a hub id."""
+    if name in OWN:
+        return OWN[name]()
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder

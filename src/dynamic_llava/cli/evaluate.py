@@ -32,6 +32,9 @@ class Task(StrEnum):
     EASY_VQA = "easy-vqa"
     SCENES = "scenes"
     DESCRIPTIONS = "descriptions"
+    FLICKR8K = "flickr8k"
+    DAQUAR = "daquar"
+    LONG_ANSWERS = "long-answers"
     GENERATION = "generation"
 
 
@@ -48,14 +51,16 @@ def command(
     downsample: Downsample = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="generation: JSON or JSONL with reference answers.", show_default=False),
+        typer.Option(help="flickr8k, daquar, long-answers: JSON or JSONL file.", show_default=False),
     ] = None,
     images: Annotated[
-        Path | None, typer.Option(help="generation: folder of the pictures.", show_default=False)
+        Path | None, typer.Option(help="long-answers: folder of the pictures.", show_default=False)
     ] = None,
     max_new_tokens: Annotated[
         int | None,
-        typer.Option(min=1, help="generation: longest answer. Default: 1024.", show_default=False),
+        typer.Option(
+            min=1, help="Tasks with --data: longest answer. Default: 40, 24, 1024.", show_default=False
+        ),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Ask only the first N questions.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 64,
@@ -63,7 +68,9 @@ def command(
     output: Output = None,
     as_json: Json = False,
 ) -> None:
-    """Measure accuracy on easy-VQA or held-out scenes, or the quality and cost of long answers.
+    """Measure accuracy on easy-VQA or held-out scenes, captions, or the quality and cost of long answers.
+
+    Each answer with its scores goes into the file of --output. generation is another name of long-answers.
 
     Example: dynamic-llava evaluate --task scenes --limit 100
     """
@@ -101,6 +108,6 @@ def command(
         write_json(output, result)
         say_written(output)
     if as_json:
-        print_json(result)
+        print_json(evaluation.without_examples(result))
     else:
         Console().print(evaluation.table(result["numbers"]))

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, ProcessorMixin
 
 from dynamic_llava.environment import environment
-from dynamic_llava.evaluation import accuracy, descriptions, generation
-from dynamic_llava.evaluation.references import references
+from dynamic_llava.evaluation import accuracy, daquar, descriptions, flickr8k, long_answers
 from dynamic_llava.evaluation.tables import table
 from dynamic_llava.evaluation.tasks import Question, questions
 from dynamic_llava.sparsifier import sparsifier_of
 
-__all__ = ["evaluate", "table"]
+__all__ = ["evaluate", "table", "without_examples"]
+
+ALIASES = {"generation": "long-answers"}
+FROM_FILES: dict[str, Any] = {"flickr8k": flickr8k, "daquar": daquar, "long-answers": long_answers}
+"""Tasks that a user brings the data for."""
 
 
 def evaluate(
@@ -36,17 +40,20 @@ def evaluate(
     model, processor
         What `dynamic_llava.load` returns; a detached sparsifier measures the dense model.
     task : str
-        ``easy-vqa``, ``scenes``, ``descriptions`` or ``generation``.
+        ``easy-vqa``, ``scenes``, ``descriptions``, ``flickr8k``, ``daquar`` or ``long-answers`` (also called
+        ``generation``).
     limit : int, optional
         Ask only the first questions.
     batch_size : int
         Questions answered at once.
     seed : int
         First seed of random dropping (``descriptions``).
-    data, images : Path, optional
-        File of long answers and folder of their pictures (``generation``), see `references`.
+    data : Path, optional
+        File of ``flickr8k``, ``daquar`` or ``long-answers``, see the ``questions`` of each.
+    images : Path, optional
+        Folder of the pictures of ``long-answers``; that of ``data`` by default.
     max_new_tokens : int, optional
-        Longest generated answer (``generation``); default `generation.MAX_NEW_TOKENS`.
+        Longest answer of these three; by default the ``MAX_NEW_TOKENS`` of each.
 
     Returns
     -------
@@ -59,13 +66,15 @@ def evaluate(
     ValueError
         There is no such task, or it needs other arguments.
     """
+    task = ALIASES.get(task, task)
     asked = _asked(task, limit, data, images, max_new_tokens)
     model.eval()
     if task == "descriptions":
         numbers = descriptions.measure(model, processor, asked, batch_size, seed)
-    elif task == "generation":
-        longest = max_new_tokens or generation.MAX_NEW_TOKENS
-        numbers = generation.measure(model, processor, asked, batch_size, longest)
+    elif task in FROM_FILES:
+        measured = FROM_FILES[task]
+        longest = max_new_tokens or measured.MAX_NEW_TOKENS
+        numbers = measured.measure(model, processor, asked, batch_size, longest)
     else:
         numbers = accuracy.measure(model, processor, asked, batch_size)
     sparsifier = sparsifier_of(model)
@@ -84,10 +93,24 @@ def evaluate(
 def _asked(
     task: str, limit: int | None, data: Path | None, images: Path | None, max_new_tokens: int | None
 ) -> list[Question]:
-    if task == "generation":
-        if data is None or images is None:
-            raise ValueError("task generation needs --data, a file of long answers, and --images, a folder")
-        return references(data, images)[:limit]
+    if task in FROM_FILES:
+        if data is None:
+            raise ValueError(f"task {task} needs --data, a JSON or JSONL file")
+        if task == "long-answers":
+            return long_answers.questions(data, images)[:limit]
+        if images is not None:
+            raise ValueError(f"--images goes with long-answers; the pictures of {task} lie beside --data")
+        return FROM_FILES[task].questions(data)[:limit]
     if any(option is not None for option in (data, images, max_new_tokens)):
-        raise ValueError(f"--data, --images and --max-new-tokens go with task generation, not with {task}")
+        known = ", ".join(FROM_FILES)
+        raise ValueError(f"--data, --images and --max-new-tokens go with {known}, not with {task}")
     return questions(task, limit)
+
+
+def without_examples(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a result without its answers one by one, which are too long for a terminal."""
+    return {
+        name: without_examples(value) if isinstance(value, dict) else value
+        for name, value in result.items()
+        if name != "examples"
+    }

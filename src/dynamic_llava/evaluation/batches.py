@@ -5,7 +5,7 @@ Shape suffixes: B batch, N tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -19,6 +19,9 @@ from dynamic_llava.chat.positions import check_positions, positions_of
 from dynamic_llava.chat.prompt import chat_answer, chat_prompt
 from dynamic_llava.costs.rows import Row
 from dynamic_llava.evaluation.tasks import Question
+
+Generate = Callable[[PreTrainedModel, BatchFeature, int], Tensor]
+"""Takes a model, a batch of prompts and the longest answer; returns the new tokens, int64 [B, new tokens]."""
 
 
 @dataclass
@@ -133,6 +136,7 @@ def answer(
     asked: Sequence[Question],
     kept: Kept,
     max_new_tokens: int | None = None,
+    generate: Generate = greedy,
 ) -> list[str]:
     """Answer one batch greedily, by default as long as its longest reference; count into ``kept``."""
     inputs = encode_questions(processor, asked).to(model.device)
@@ -141,7 +145,7 @@ def answer(
         # Two more: the leading space may be a token of its own, and a right answer ends with the end mark.
         max_new_tokens = max(len(ids) for ids in references["input_ids"]) + 2
     check_rows(model, asked, inputs, [max_new_tokens] * len(asked))
-    sequence_BN = greedy(model, inputs, max_new_tokens)
+    sequence_BN = generate(model, inputs, max_new_tokens)
     padding = processor.tokenizer.pad_token_id
     ends = (processor.tokenizer.eos_token_id, padding)
     spoken_BN = sum(sequence_BN == end for end in ends) == 0

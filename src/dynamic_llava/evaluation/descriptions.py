@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
-from dynamic_llava.chat.asking import dense, report_of
+from dynamic_llava.chat.asking import dense, greedy, report_of
 from dynamic_llava.costs.rows import Row, mean_costs
 from dynamic_llava.costs.shape import DecoderShape
-from dynamic_llava.evaluation.batches import Kept, answer, batches
+from dynamic_llava.evaluation.batches import Generate, Kept, answer, batches
 from dynamic_llava.evaluation.intervals import accuracy
 from dynamic_llava.evaluation.meteor import Meteor
 from dynamic_llava.evaluation.scoring import score
@@ -68,15 +68,19 @@ def measure(
     Returns
     -------
     dict
-        For each setting what `measure_setting` returns; ``random`` has the mean over seeds and each.
+        For each setting what `numbers_of` returns; ``random`` has the mean over seeds and each.
     """
     questions = by_length(questions)
-    numbers = {"dense": measure_setting(model, processor, questions, batch_size, Setting("dense", None))}
+
+    def under(setting: Setting) -> dict[str, Any]:
+        return numbers_of(run_setting(model, processor, questions, batch_size, setting), questions)
+
+    numbers = {"dense": under(Setting("dense", None))}
     if sparsifier_of(model) is None:
         return numbers
 
     def measured(name: str, **changes: Any) -> dict[str, Any]:
-        return measure_setting(model, processor, questions, batch_size, Setting(name, changes))
+        return under(Setting(name, changes))
 
     numbers["image"] = measured("image", sparsify_text=False)
     numbers["image+text"] = measured("image+text")
@@ -97,15 +101,45 @@ def by_length(questions: Sequence[Question]) -> list[Question]:
     return sorted(questions, key=lambda question: len(question.answer))
 
 
-def measure_setting(
+@dataclass(frozen=True)
+class Run:
+    """One setting's answers to all questions, how likely it found the references, and what both cost."""
+
+    texts: list[str]
+    loss_B: Tensor
+    length_B: Tensor
+    scored: Kept
+    generated: Kept
+    scored_costs: dict[str, float]
+    generated_costs: dict[str, float]
+
+
+def run_setting(
     model: PreTrainedModel,
     processor: ProcessorMixin,
     questions: Sequence[Question],
     batch_size: int,
     setting: Setting,
     max_new_tokens: int | None = None,
-) -> dict[str, Any]:
-    """Measure one setting.
+    generate: Generate = greedy,
+) -> Run:
+    """Answer all questions and score all references under one setting."""
+    texts: list[str] = []
+    losses: list[Tensor] = []
+    lengths: list[Tensor] = []
+    scored, generated = Kept(), Kept()
+    with setting.applied(model):
+        for asked in batches(questions, batch_size, setting.name):
+            loss_B, length_B = score(model, processor, asked, scored)
+            losses.append(loss_B)
+            lengths.append(length_B)
+            texts += answer(model, processor, asked, generated, max_new_tokens, generate)
+        generated_costs, scored_costs = (mean_costs_of(model, kept.rows) for kept in (generated, scored))
+    return Run(texts, torch.cat(losses), torch.cat(lengths), scored, generated, scored_costs, generated_costs)
+
+
+def numbers_of(run: Run, questions: Sequence[Question]) -> dict[str, Any]:
+    """Return the numbers of one setting.
 
     Returns
     -------
@@ -113,39 +147,26 @@ def measure_setting(
         ``perplexity`` (mean over descriptions, as the paper counts) and ``perplexity_of_all_tokens``, both
         teacher-forced on the references; ``accuracy`` with counts and interval: greedy descriptions equal to
         their reference; kept shares while generating, and while scoring under ``teacher_forced``; ``meteor``
-        (mean over descriptions, and how words were matched); `costs` of the generated answers, and of the
+        (mean over descriptions, and how words were matched); `mean_costs` of the generated answers and of the
         references under ``teacher_forced_costs``, where dense and sparse decode the same tokens;
         ``mean_answer_tokens`` without end marks, and how many of the answers were cut at ``max_new_tokens``.
     """
     meteor = Meteor()
-    meteors: list[float] = []
-    losses: list[Tensor] = []
-    lengths: list[Tensor] = []
-    right = 0
-    scored, generated = Kept(), Kept()
-    with setting.applied(model):
-        for asked in batches(questions, batch_size, setting.name):
-            loss_B, length_B = score(model, processor, asked, scored)
-            losses.append(loss_B)
-            lengths.append(length_B)
-            texts = answer(model, processor, asked, generated, max_new_tokens)
-            meteors += [meteor(text, question.answer) for text, question in zip(texts, asked, strict=True)]
-            right += sum(text == question.answer.strip() for text, question in zip(texts, asked, strict=True))
-        generated_costs, scored_costs = (mean_costs_of(model, kept.rows) for kept in (generated, scored))
-    loss, length = torch.cat(losses), torch.cat(lengths)
+    pairs = [(text, question.answer) for text, question in zip(run.texts, questions, strict=True)]
+    loss, length, generated = run.loss_B, run.length_B, run.generated
     return {
         "perplexity": round((loss / length).exp().mean().item(), 5),
         "perplexity_of_all_tokens": round((loss.sum() / length.sum()).exp().item(), 5),
-        **accuracy(right, len(questions)),
+        **accuracy(sum(text == reference.strip() for text, reference in pairs), len(questions)),
         **generated.shares(),
-        "teacher_forced": scored.shares(),
+        "teacher_forced": run.scored.shares(),
         "reference_tokens": int(length.sum()),
-        "meteor": round(fmean(meteors), 5),
+        "meteor": round(fmean(meteor(text, reference) for text, reference in pairs), 5),
         "meteor_matching": meteor.matching,
         "mean_answer_tokens": round((generated.output + generated.cut) / len(questions), 3),
         "cut_answers": generated.cut,
-        **generated_costs,
-        "teacher_forced_costs": scored_costs,
+        **run.generated_costs,
+        "teacher_forced_costs": run.scored_costs,
     }
 
 

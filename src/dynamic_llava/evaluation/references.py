@@ -10,6 +10,7 @@ from dynamic_llava.chat.images import open_image
 from dynamic_llava.chat.prompt import PLACEHOLDER, check_text
 from dynamic_llava.data.conversations import name_of, rounds
 from dynamic_llava.data.entries import entries
+from dynamic_llava.evaluation.meteor import SENTENCE_END
 from dynamic_llava.evaluation.tasks import Question
 from dynamic_llava.files import check_input
 
@@ -45,6 +46,11 @@ def references(path: Path, images: Path) -> list[Question]:
     return found
 
 
+def sentences(text: str) -> list[str]:
+    """Part a text at the marks that end a sentence."""
+    return [part for part in SENTENCE_END.split(text.strip()) if part]
+
+
 def _questions(sample: Any, images: Path, where: str) -> list[Question]:
     if not isinstance(sample, dict):
         raise ValueError(f"{where}: is no object; a sample is an object with an image, a question, an answer")
@@ -57,7 +63,16 @@ def _questions(sample: Any, images: Path, where: str) -> list[Question]:
     except (OSError, ValueError) as error:
         raise type(error)(f"{where}: {error}, and --images") from error
     return [
-        Question(partial(open_image, picture), text, answer, "generation", tuple(turns[:index]), where)
+        Question(
+            partial(open_image, picture),
+            text,
+            answer,
+            "generation",
+            tuple(turns[:index]),
+            where,
+            references=tuple(sentences(answer)),
+            picture=sample["image"],
+        )
         for index, (text, answer) in enumerate(turns)
     ]
 

@@ -11,11 +11,23 @@ from rich.table import Table
 from dynamic_llava.costs.flops import FLOP_UNITS, flop_unit
 
 Numbers = Mapping[str, Any]
+SCORES = {
+    "bleu_1": "BLEU-1",
+    "bleu_4": "BLEU-4",
+    "meteor": "METEOR",
+    "rouge_l": "ROUGE-L",
+    "cider": "CIDEr",
+    "accuracy": "exactly right",
+    "wups_0.9": "WUPS 0.9",
+    "wups_0.0": "WUPS 0.0",
+}
 
 
 def table(numbers: Numbers) -> Table:
     """Lay out what `evaluate` returned as ``numbers`` within 80 columns."""
-    return _kinds(numbers) if "kinds" in numbers else _settings(numbers)
+    if "kinds" in numbers:
+        return _kinds(numbers)
+    return _settings(numbers) if "dense" in numbers or "sparse" in numbers else _scores(numbers)
 
 
 def _kinds(numbers: Numbers) -> Table:
@@ -29,6 +41,19 @@ def _kinds(numbers: Numbers) -> Table:
     for name, row in {"all": numbers, **numbers["kinds"]}.items():
         right = f"{row['right']:,} of {row['total']:,}"
         result.add_row(name, right, f"{row['accuracy']:.1f}%", _interval(row))
+    return result
+
+
+def _scores(numbers: Numbers) -> Table:
+    """Lay out scores in percent, one a row."""
+    result = _table(
+        f"Kept: {numbers['image_tokens_kept']:.1%} of the image tokens, "
+        f"{numbers['output_tokens_kept']:.1%} of the output tokens that were fed back."
+    )
+    result.add_column("percent", justify="right")
+    for name, label in SCORES.items():
+        if name in numbers:
+            result.add_row(label, f"{numbers[name]:.1f}")
     return result
 
 
@@ -53,6 +78,14 @@ def _settings(numbers: Numbers) -> Table:
         "as the paper counts": lambda row: f"{scale * row['decode_tflops_paper']:.2f}",
         "K/V held, MB": lambda row: f"{row['kv_bytes'] / 1e6:,.2f}",
     }
+    if "prefill_ms" in first:
+        rows |= {
+            "K/V allocated, MB": lambda row: f"{row['kv_bytes_allocated'] / 1e6:,.2f}",
+            "prefill, ms": lambda row: f"{row['prefill_ms']:.1f}",
+            "a token, ms": lambda row: f"{row['token_ms']:.1f}",
+            "CIDEr of sentences": lambda row: f"{row['cider']:.1f}" if "cider" in row else "",
+            "repeated": lambda row: f"{row['repetition']:.1f}%",
+        }
     for label, cell in rows.items():
         result.add_row(label, *(cell(row) for row in numbers.values()))
     return result

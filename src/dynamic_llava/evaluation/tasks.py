@@ -19,6 +19,7 @@ class Question:
     """One question on one picture with its reference answer and its kind.
 
     ``earlier`` holds the questions and reference answers of the turns before it; errors call it ``name``.
+    ``references`` holds all reference answers where there are several; ``picture`` is the picture's name.
     """
 
     open_image: Callable[[], Image.Image]
@@ -27,6 +28,8 @@ class Question:
     kind: str
     earlier: tuple[tuple[str, str], ...] = ()
     name: str = "the question"
+    references: tuple[str, ...] = ()
+    picture: str = ""
 
 
 def easy_vqa_test() -> list[Question]:

@@ -8,12 +8,17 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from torch.utils.data import Dataset, Sampler, SequentialSampler
-from transformers import LlavaProcessor
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
+from dynamic_llava.chat.positions import positions_of
 from dynamic_llava.data.conversations import Conversations
 from dynamic_llava.data.training import ConversationDataset, LengthGrouped, collate
 from dynamic_llava.training import recipe as recipes
 from dynamic_llava.training.nano import generated
+from dynamic_llava.training.photo.features import Blank, Features
+from dynamic_llava.training.photo.steps import PhotoSteps
+from dynamic_llava.training.photo.stream import PhotoStream
+from dynamic_llava.training.photo.words import WordSteps
 from dynamic_llava.training.recipe import Recipe
 
 
@@ -36,11 +41,13 @@ class Feed:
     collate: Callable[[list[Any]], dict[str, Any]]
 
 
-def feed(recipe: Recipe, processor: LlavaProcessor, positions: int | None) -> Feed:
-    """Return the data that ``recipe`` names, for a model of so many positions."""
+def feed(recipe: Recipe, model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> Feed:
+    """Return the data that ``recipe`` names, for a model, whose tower looks at photographs beforehand."""
     if recipe.data.drawn is not None:
         return _drawn(recipe, recipe.data.drawn, processor)
-    read = functools.partial(_dataset, processor=processor, positions=positions)
+    if recipe.data.photographs is not None:
+        return _photographs(recipe, recipe.data.photographs, model, processor)
+    read = functools.partial(_dataset, processor=processor, positions=positions_of(model.config))
     return _conversations(recipe, cast(recipes.Conversations, recipe.data.conversations), processor, read)
 
 
@@ -91,4 +98,24 @@ def _drawn(recipe: Recipe, drawn: recipes.Drawn, processor: LlavaProcessor) -> F
     if recipe.evaluation is not None:
         first = steps + recipe.calibration_steps
         evaluation = make(first, recipe.evaluation.steps)
+    return Feed(train, lambda processes: SequentialSampler(train), evaluation, unseen, generated.unwrap)
+
+
+def _photographs(
+    recipe: Recipe, data: recipes.Photographs, model: LlavaForConditionalGeneration, processor: LlavaProcessor
+) -> Feed:
+    """Train on the split ``train``; what must be unseen comes from ``val``."""
+    steps = WordSteps if recipe.stage.name == "align" else PhotoSteps
+
+    def made(split: str, first: int, count: int) -> Any:
+        stream = PhotoStream(data, recipe.run.seed, split)
+        looks = Blank if model.device.type == "meta" else Features
+        features = looks(data.features, stream.paths, model, processor)
+        return steps(stream, features, processor, data.image_tokens, first, count)
+
+    train = made("train", 0, recipe.run.steps or 0)
+    unseen = made("val", 0, recipe.calibration_steps)
+    evaluation = None
+    if recipe.evaluation is not None:
+        evaluation = made("val", recipe.calibration_steps, recipe.evaluation.steps)
     return Feed(train, lambda processes: SequentialSampler(train), evaluation, unseen, generated.unwrap)

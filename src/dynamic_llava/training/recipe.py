@@ -31,8 +31,8 @@ class Section(BaseModel):
 class StageSettings(Section):
     """Which stage it is, and the model that it starts from."""
 
-    name: Literal["vision", "dense", "dynamic"]
-    """vision: train a tower; dense: train the model; dynamic: train what drops tokens."""
+    name: Literal["vision", "align", "dense", "dynamic"]
+    """vision: train a tower; align: the projector, to words; dense: the model; dynamic: what drops tokens."""
     init: str | None = None
     """Folder or hub id of the model, with predictors or without, to start from; none for the first stage."""
     init_dtype: DType = "float32"
@@ -43,6 +43,8 @@ class StageSettings(Section):
     """Whether the tower learns too."""
     train_projector: bool = True
     """Whether the projector between tower and decoder learns too."""
+    train_embeddings: bool = True
+    """Whether the embeddings learn too, and the output layer where it shares them."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -89,13 +91,47 @@ class Drawn(Section):
         return self
 
 
+class Photographs(Section):
+    """Photographs with captions or questions, a number for each step; ``photo`` learns from these."""
+
+    captions: Path
+    """JSONL file in Flickr8k's layout, pictures beside it; its split ``train`` is trained on."""
+    questions: Path | None = None
+    """JSONL file in DAQUAR's layout."""
+    texts: Path | None = None
+    """Conversations without pictures, in LLaVA's layout, so that the language stays."""
+    features: Path
+    """Folder that keeps what the frozen tower says about every picture; filled at first use."""
+    image_tokens: int = Field(default=256, gt=0)
+    """Of a picture; fewer are averages of neighbours, for cheap first rounds."""
+    captions_per_step: int = Field(default=0, ge=0)
+    """Pictures with all their captions, each an answer of its own."""
+    descriptions_per_step: int = Field(default=0, ge=0)
+    """Pictures with all their captions as one long answer."""
+    questions_per_step: int = Field(default=0, ge=0)
+    """Pictures with up to three of their questions."""
+    texts_per_step: int = Field(default=0, ge=0)
+    """Conversations of ``texts``."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.captions_per_step + self.descriptions_per_step == 0:
+            raise ValueError("captions_per_step and descriptions_per_step are 0; give one of them a number")
+        for name in ("questions", "texts"):
+            if getattr(self, f"{name}_per_step") and getattr(self, name) is None:
+                raise ValueError(f"{name}_per_step is above 0, so give {name}, a file")
+        return self
+
+
 class DataSettings(Section):
-    """What is trained on: conversations, or drawn pictures."""
+    """What is trained on: conversations, drawn pictures, or photographs."""
 
     conversations: Conversations | None = None
     """Conversations in a file."""
     drawn: Drawn | None = None
     """Pictures that are drawn, instead."""
+    photographs: Photographs | None = None
+    """Photographs, instead."""
     batch_size: int = Field(default=1, gt=0)
     """Conversations that one process computes at once."""
     accumulate: int = Field(default=1, gt=0)
@@ -105,11 +141,15 @@ class DataSettings(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if (self.conversations is None) == (self.drawn is None):
-            found = "neither is there; there is nothing to train on" if self.drawn is None else "found both"
-            raise ValueError(f"give conversations or drawn; {found}")
-        if self.drawn is not None and (self.batch_size, self.accumulate) != (1, 1):
-            raise ValueError("batch_size and accumulate are for conversations; drawn counts pictures by step")
+        kinds = ("conversations", "drawn", "photographs")
+        found = [name for name in kinds if getattr(self, name) is not None]
+        if len(found) != 1:
+            several = f"found both {' and '.join(found)}" if found else "there is nothing to train on"
+            raise ValueError(f"give one of {', '.join(kinds)}; {several}")
+        if self.conversations is None and (self.batch_size, self.accumulate) != (1, 1):
+            raise ValueError(
+                f"batch_size and accumulate are for conversations; {found[0]} counts pictures by step"
+            )
         return self
 
 
@@ -192,6 +232,8 @@ class RunSettings(Section):
     """How often the conversations are gone through, where ``steps`` does not say it."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: matrix products under autocast, weights stay float32; faster where the hardware has it."""
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    """eager: faster for packed rows on a CPU, whose sdpa is slow in the backward pass; dense stages only."""
     gradient_checkpointing: bool = False
     """Compute the layers again in the backward pass: a third slower, a fraction of the memory."""
     log_every: int = Field(default=1, gt=0)
@@ -270,7 +312,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        for problem in (self._method(), self._data(), self._evaluation()):
+        for problem in (self._method(), self._data(), self._attention(), self._evaluation()):
             if problem is not None:
                 raise ValueError(problem)
         return self
@@ -283,10 +325,16 @@ class Recipe(Section):
         return f"method: the {self.stage.name} stage drops nothing; leave it out"
 
     def _data(self) -> str | None:
-        if self.stage.name == "vision" and self.data.drawn is None:
-            return "data: the vision stage does not read conversations; give drawn"
-        if self.data.drawn is not None and self.run.steps is None:
+        for stage, kind in (("vision", "drawn"), ("align", "photographs")):
+            if self.stage.name == stage and getattr(self.data, kind) is None:
+                return f"data: the {stage} stage does not read anything else; give {kind}"
+        if self.data.conversations is None and self.run.steps is None:
             return "run.steps: drawn pictures never end; say how many steps to train"
+        return None
+
+    def _attention(self) -> str | None:
+        if self.run.attention == "eager" and self.stage.name == "dynamic":
+            return "run.attention: the dynamic stage has an attention of its own; leave it out"
         return None
 
     def _evaluation(self) -> str | None:

@@ -13,7 +13,6 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainingArguments
 
-from dynamic_llava.chat.positions import positions_of
 from dynamic_llava.checkpoints import load_skeleton
 from dynamic_llava.sparsifier import sparsifier_of
 from dynamic_llava.training import stages
@@ -72,7 +71,7 @@ def train(recipe_path: Path, resume: bool = False, allow_changes: bool = False) 
     changes = _changes(record, allow_changes) if resume else []
     _clear_what_was_cut_off(recipe.run.output)
     stage = stages.build(recipe)
-    data = feed(recipe, stage.processor, positions_of(stage.model.config))
+    data = feed(recipe, stage.model, stage.processor)
     trainer = _trainer(recipe, stage, data)
     _keep(record, trainer, checkpoint, changes)
     bar = Bar(recipe.stage.name)
@@ -102,8 +101,7 @@ def dry_run(recipe_path: Path) -> Plan:
     """
     recipe = Recipe.read(recipe_path)
     stage = stages.build(recipe, load_skeleton)
-    data = feed(recipe, stage.processor, positions_of(stage.model.config))
-    return Plan.of(recipe, stage.objective, data)
+    return Plan.of(recipe, stage.objective, feed(recipe, stage.model, stage.processor))
 
 
 def _checkpoint(output: Path, resume: bool) -> Path | None:

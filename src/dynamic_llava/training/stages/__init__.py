@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dynamic_llava import checkpoints
 from dynamic_llava.training.recipe import Recipe
+from dynamic_llava.training.stages.align import AlignStage
 from dynamic_llava.training.stages.base import Load, Stage
 from dynamic_llava.training.stages.dense import DenseStage
 from dynamic_llava.training.stages.dynamic import DynamicStage
@@ -11,7 +12,12 @@ from dynamic_llava.training.stages.vision import VisionStage
 
 __all__ = ["Stage", "build"]
 
-STAGES: dict[str, type[Stage]] = {"vision": VisionStage, "dense": DenseStage, "dynamic": DynamicStage}
+STAGES: dict[str, type[Stage]] = {
+    "vision": VisionStage,
+    "align": AlignStage,
+    "dense": DenseStage,
+    "dynamic": DynamicStage,
+}
 
 
 def build(recipe: Recipe, load: Load = checkpoints.load_with_processor) -> Stage:

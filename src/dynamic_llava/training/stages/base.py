@@ -14,6 +14,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrain
 
 from dynamic_llava import checkpoints
 from dynamic_llava.sparsifier import sparsifier_of
+from dynamic_llava.training.photo.features import give_features, release_tower
 from dynamic_llava.training.recipe import Recipe
 from dynamic_llava.training.stages.objective import Objective
 
@@ -50,6 +51,7 @@ class Stage(ABC):
         unseen
             Groups of rows that were not trained on, for what is set after training.
         """
+        release_tower(self.model)
         self.model.to(getattr(torch, self.recipe.run.save_dtype))
         checkpoints.save(self.model, self.processor, folder)
 
@@ -72,6 +74,11 @@ def load_init(
     trained = _detached(model)
     model.model.vision_tower.requires_grad_(recipe.stage.train_vision_tower)
     model.model.multi_modal_projector.requires_grad_(recipe.stage.train_projector)
+    model.get_input_embeddings().requires_grad_(recipe.stage.train_embeddings)
+    if recipe.run.attention == "eager":
+        model.set_attn_implementation({"text_config": "eager"})
+    if recipe.data.photographs is not None:
+        give_features(model)
     if recipe.run.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model, cast(LlavaProcessor, processor), trained

@@ -41,9 +41,20 @@ class DenseObjective(Objective):
     def logits(self, group: Group, **masks: Tensor) -> Tensor:
         """Return the logits ``[A, V]`` that predict the labelled tokens, and no others: they are large."""
         model = cast(Any, self.model)
-        hidden_BNC = model.model(**model_inputs(group), use_cache=False, **masks).last_hidden_state
+        inputs = model_inputs(group)
+        if model.config.get_text_config()._attn_implementation == "eager":
+            inputs["attention_mask"] = additive(inputs["attention_mask"])
+        hidden_BNC = model.model(**inputs, use_cache=False, **masks).last_hidden_state
         hidden_AC = hidden_BNC[:, :-1][group["labels"][:, 1:] != IGNORE]
         return cast(Tensor, model.get_output_embeddings()(hidden_AC))
+
+
+def additive(mask: Tensor) -> Tensor:
+    """Return a packed mask [B, 1, N, N] as eager attention adds it to scores; one of padding [B, N] stays."""
+    if mask.ndim == 2:
+        return mask
+    dtype = torch.bfloat16  # holds both values, and does not widen scores of 16 bits
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
 
 def cross_entropy(logits_AV: Tensor, group: Group) -> Tensor:
