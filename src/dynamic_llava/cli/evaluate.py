@@ -48,22 +48,26 @@ def command(
     downsample: Downsample = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="generation: JSON or JSONL with reference answers.", show_default=False),
+        typer.Option(
+            help="JSON or JSONL file with reference answers; for generation only.", show_default=False
+        ),
     ] = None,
     images: Annotated[
-        Path | None, typer.Option(help="generation: folder of the pictures.", show_default=False)
+        Path | None, typer.Option(help="Folder of the pictures; for generation only.", show_default=False)
     ] = None,
     max_new_tokens: Annotated[
         int | None,
-        typer.Option(min=1, help="generation: longest answer. Default: 1024.", show_default=False),
+        typer.Option(
+            min=1, help="Longest answer in tokens; for generation only. Default: 1024.", show_default=False
+        ),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Ask only the first N questions.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 64,
-    seed: Annotated[int, typer.Option(help="Seed of random dropping.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Number of questions answered at once.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of random choices.")] = 0,
     output: Output = None,
     as_json: Json = False,
 ) -> None:
-    """Measure accuracy on easy-VQA or held-out scenes, or the quality and cost of long answers.
+    """Measure the accuracy of short answers, or the quality and cost of long ones.
 
     Example: dynamic-llava evaluate --task scenes --limit 100
     """
