@@ -22,34 +22,35 @@ if TYPE_CHECKING:
 def command(
     model: Annotated[
         str,
-        typer.Option(
-            metavar="NAME", help=f"{', '.join(PRESETS)} (random weights), or a checkpoint folder or hub id."
-        ),
+        typer.Option(metavar="NAME", help=f"{', '.join(PRESETS)} (random weights), or a folder or hub name."),
     ] = "llava-small",
     phase: Annotated[
         list[str] | None,
         typer.Option(
-            help="prefill, decode, no-cache, overhead, generate, commas between. Default: prefill,decode.",
+            help="prefill, decode, no-cache, overhead, generate; commas between. Default: prefill,decode.",
             show_default=False,
         ),
     ] = None,
     policies: Annotated[
         list[str] | None,
         typer.Option(
-            help="dense, static, preallocated, downsample or a policy, commas between. Default: all.",
+            help="dense, static, preallocated, downsample or a method; several with commas. Default: all.",
             show_default=False,
         ),
     ] = None,
-    batch: Annotated[list[int] | None, typer.Option(help="Rows; repeat it for a sweep. Default: 1.")] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(help="Rows of a batch; repeat it to measure several. Default: 1.")
+    ] = None,
     text_tokens: TextTokens = 60,
     output_tokens: Annotated[
-        list[int] | None, typer.Option(help="Tokens of the answer; repeat it for a sweep. Default: 100.")
+        list[int] | None,
+        typer.Option(help="Length of the answer in tokens; repeat it to measure several. Default: 100."),
     ] = None,
     image_keep_rate: ImageKeepRate = 0.2,
     text_keep_rate: TextKeepRate = 0.5,
     layer: Layer = 2,
     layers: Annotated[
-        int | None, typer.Option(help="Cut a preset to so many layers.", show_default=False)
+        int | None, typer.Option(help="Cut the model to its first N layers.", show_default=False)
     ] = None,
     dtype: Annotated[
         str | None,
@@ -59,19 +60,19 @@ def command(
         str | None,
         typer.Option(help="cpu, cuda or cuda:N. Default: a GPU if there is one.", show_default=False),
     ] = None,
-    repeats: Annotated[int, typer.Option(help="Measurements of each contender.")] = 5,
+    repeats: Annotated[int, typer.Option(help="How often each contender is measured.")] = 5,
     compiled: Annotated[
-        bool, typer.Option("--compile", help="Compile the decoding step, except that of dense.")
+        bool, typer.Option("--compile", help="Compile the decoding step of all contenders but dense.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Seed of weights, tokens and random dropping.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of random weights, tokens and choices.")] = 0,
     plot: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Draw the decoding into this folder.", show_default=False),
+        typer.Option(metavar="DIR", help="Write plots of the decoding to this folder.", show_default=False),
     ] = None,
     output: Output = None,
     as_json: Json = False,
 ) -> None:
-    """Measure prefill and decoding on this machine, dense and sparse in turn, beside what is possible.
+    """Measure the speed of prefill and decoding on this machine, with and without dropping tokens.
 
     Example: dynamic-llava bench --model llava-small --phase prefill --phase decode
     """

@@ -21,23 +21,29 @@ class Format(StrEnum):
 
 
 def command(
-    source: Annotated[str, typer.Argument(help="Checkpoint folder or hub id.", metavar="SRC")],
-    out: Annotated[Path, typer.Argument(help="Folder of the result.")],
+    source: Annotated[
+        str, typer.Argument(help="Folder of the checkpoint, or its name on the hub.", metavar="SRC")
+    ],
+    out: Annotated[Path, typer.Argument(help="Folder to write.", metavar="OUT")],
     to: Annotated[
-        Format, typer.Option("--to", help="Format of the result; the source is in the other one.")
+        Format, typer.Option("--to", help="Format to write; the checkpoint is in the other one.")
     ] = Format.TRANSFORMERS,
     dtype: Annotated[
-        str | None, typer.Option(help="float32, float16 or bfloat16; else as it is.", show_default=False)
+        str | None,
+        typer.Option(
+            help="float32, float16 or bfloat16. Default: each tensor keeps its own.", show_default=False
+        ),
     ] = None,
     vision_tower: Annotated[
-        str | None, typer.Option(help="The tower's folder or hub id, if not where the checkpoint says.")
+        str | None,
+        typer.Option(help="Folder or hub name of the vision tower. Default: where the checkpoint says."),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Replace all that OUT holds, also what convert did not write.")
+        bool, typer.Option("--force", help="Replace all that OUT holds, even what convert did not write.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Convert between the official format (LLaVA-1.5, Dynamic-LLaVA) and transformers', shard by shard.
+    """Convert a checkpoint from the official format (LLaVA, Dynamic-LLaVA) to that of transformers, or back.
 
     Example: dynamic-llava convert nano nano-official --to official
     """

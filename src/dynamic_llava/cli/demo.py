@@ -14,13 +14,13 @@ from dynamic_llava.files import check_folder
 
 
 def command(
-    out: Annotated[Path, typer.Option(help="Folder for the pictures of what was kept.")] = Path("demo"),
+    out: Annotated[Path, typer.Option(help="Folder to write pictures of what was kept to.")] = Path("demo"),
     model: Model = "nano",
     device: Device = None,
     dtype: Dtype = None,
     as_json: Json = False,
 ) -> None:
-    """Answer bundled questions dense and sparse, and show what the sparse context kept and saved.
+    """Answer bundled questions with and without dropping tokens, and show what was kept and saved.
 
     Example: dynamic-llava demo --out demo
     """

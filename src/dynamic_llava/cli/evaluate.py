@@ -63,8 +63,8 @@ def command(
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Ask only the first N questions.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 64,
-    seed: Annotated[int, typer.Option(help="Seed of random dropping.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Number of questions answered at once.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of random choices.")] = 0,
     output: Output = None,
     as_json: Json = False,
 ) -> None:

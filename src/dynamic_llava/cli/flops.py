@@ -21,19 +21,23 @@ NAMES = {"dense": "dense", "fastv": "FastV", "dynamic_llava": "Dynamic-LLaVA"}
 
 
 def command(
-    preset: Annotated[str, typer.Option(help=f"Sizes of the model: {', '.join(PRESETS)}.")] = "llava-1.5-7b",
+    preset: Annotated[
+        str, typer.Option(help=f"Model whose sizes are taken: {', '.join(PRESETS)}.")
+    ] = "llava-1.5-7b",
     image_keep_rate: ImageKeepRate = 0.2,
     layer: Layer = 2,
     text_tokens: TextTokens = 60,
-    output_tokens: Annotated[int, typer.Option(help="Tokens of the answer.")] = 159,
+    output_tokens: Annotated[int, typer.Option(help="Number of tokens in the answer.")] = 159,
     text_keep_rate: TextKeepRate = 0.5,
-    fastv_layer: Annotated[int, typer.Option(help="First layer that drops tokens in FastV.")] = 3,
+    fastv_layer: Annotated[
+        int, typer.Option(help="First layer that works without the tokens dropped by FastV.")
+    ] = 3,
     fastv_keep_rate: Annotated[
-        float, typer.Option(help="Image tokens that FastV keeps / all, in (0, 1].")
+        float, typer.Option(help="Share of the image tokens that FastV keeps, in (0, 1].")
     ] = 0.25,
     as_json: Json = False,
 ) -> None:
-    """Count what prefill and decoding cost, dense and sparse, as the paper counts and in true FLOPs.
+    """Count what prefill and decoding cost, as the paper counts and in true FLOPs.
 
     Example: dynamic-llava flops --preset llava-1.5-7b
     """

@@ -25,14 +25,17 @@ from dynamic_llava.cli.output import print_json
 
 def command(
     image: Annotated[
-        list[Path], typer.Option(help="A picture, or the name of a bundled one; repeat it for several.")
+        list[Path],
+        typer.Option(help="File of a picture, or the name of a bundled one; repeat it for several."),
     ],
-    prompt: Annotated[str, typer.Option(help="Question or request; <image> may mark the pictures' places.")],
+    prompt: Annotated[
+        str, typer.Option(help="Question or request. <image> may mark where each picture belongs.")
+    ],
     model: Model = "nano",
     device: Device = None,
     dtype: Dtype = None,
     dense: Dense = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 256,
     image_keep_rate: OtherImageKeepRate = None,
     text_keep_rate: OtherTextKeepRate = None,
     image_policy: ImagePolicy = None,
@@ -40,7 +43,7 @@ def command(
     downsample: Downsample = None,
     as_json: Json = False,
 ) -> None:
-    """Answer one prompt about any picture; the answer streams.
+    """Answer one prompt about one or more pictures; words are shown as they are generated.
 
     Example: dynamic-llava generate --image scene-1 --prompt "How many objects are there?"
     """

@@ -9,7 +9,7 @@ from dynamic_llava.cli.output import print_json
 
 
 def command(as_json: Json = False) -> None:
-    """List the methods of dropping tokens, with their settings.
+    """List the methods that choose which tokens to keep, with their settings.
 
     Example: dynamic-llava methods
     """

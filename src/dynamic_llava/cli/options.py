@@ -17,12 +17,16 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:-1]) + f" or {names[-1]}"
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
+Json = Annotated[bool, typer.Option("--json", help="End the output with one line that is a JSON object.")]
 Output = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Write the result as JSON.", show_default=False)
+    Path | None,
+    typer.Option(metavar="FILE", help="Write the result to this file, as JSON.", show_default=False),
 ]
 Model = Annotated[
-    str, typer.Option("--model", metavar="DIR_OR_ID", help="Checkpoint folder, hub id, or nano.")
+    str,
+    typer.Option(
+        "--model", metavar="DIR_OR_ID", help="Folder of a checkpoint, its name on the hub, or nano."
+    ),
 ]
 
 
@@ -37,35 +41,39 @@ class DType(StrEnum):
 Device = Annotated[
     str | None,
     typer.Option(
-        "--device", help="cpu, cuda, cuda:N. Default: the accelerator if there is one.", show_default=False
+        "--device", help="cpu, cuda or cuda:N. Default: the accelerator, if there is one.", show_default=False
     ),
 ]
 Dtype = Annotated[
     DType | None,
     typer.Option(
         "--dtype",
-        help="What it computes in. Default: float32 on a CPU, else the checkpoint's own.",
+        help="Type to compute in. Default: float32 on a CPU, otherwise that of the checkpoint.",
         show_default=False,
     ),
 ]
-Dense = Annotated[bool, typer.Option("--dense", help="Without the sparsifier: the stock model.")]
-ImageKeepRate = Annotated[float, typer.Option(help="Kept image tokens / all, in (0, 1].")]
-TextKeepRate = Annotated[float, typer.Option(help="Kept output tokens / all, in (0, 1].")]
-Layer = Annotated[int, typer.Option(help="First layer that drops tokens.")]
-TextTokens = Annotated[int, typer.Option(help="Tokens of the prompt beside the image.")]
+Dense = Annotated[bool, typer.Option("--dense", help="Detach the sparsifier, so that nothing is dropped.")]
+ImageKeepRate = Annotated[float, typer.Option(help="Share of the image tokens to keep, in (0, 1].")]
+TextKeepRate = Annotated[float, typer.Option(help="Share of the output tokens to keep, in (0, 1].")]
+Layer = Annotated[int, typer.Option(help="First layer that works without the dropped tokens.")]
+TextTokens = Annotated[int, typer.Option(help="Number of text tokens in the prompt.")]
 OtherImageKeepRate = Annotated[
-    float | None, typer.Option("--image-keep-rate", help="Kept image tokens / all; default: as trained.")
+    float | None,
+    typer.Option("--image-keep-rate", help="Share of the image tokens to keep. Default: as trained."),
 ]
 OtherTextKeepRate = Annotated[
-    float | None, typer.Option("--text-keep-rate", help="Kept output tokens / all; default: as trained.")
+    float | None,
+    typer.Option("--text-keep-rate", help="Share of the output tokens to keep. Default: as trained."),
 ]
 ImagePolicy = Annotated[
-    str | None, typer.Option(help=f"What drops image tokens: {_listed(methods.names('image'))}.")
+    str | None,
+    typer.Option(help=f"Method that chooses the image tokens to keep: {_listed(methods.names('image'))}."),
 ]
 TextPolicy = Annotated[
-    str | None, typer.Option(help=f"What drops output tokens: {_listed(methods.names('output'))}.")
+    str | None,
+    typer.Option(help=f"Method that chooses the output tokens to keep: {_listed(methods.names('output'))}."),
 ]
 Downsample = Annotated[
     float | None,
-    typer.Option(help="Smaller pictures, the baseline: at most this share of the image tokens."),
+    typer.Option(help="Shrink the pictures instead, to at most this share of the image tokens: a baseline."),
 ]

@@ -15,15 +15,17 @@ from dynamic_llava.training import bundled
 
 def command(
     name: Annotated[
-        str | None, typer.Argument(help="Show this one; without a name, list all.", show_default=False)
+        str | None, typer.Argument(help="Recipe to show. Without a name, all are listed.", show_default=False)
     ] = None,
     copy: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Copy it, or all of them, into this folder.", show_default=False),
+        typer.Option(
+            metavar="DIR", help="Copy this recipe, or all of them, to a folder.", show_default=False
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List, show or copy the recipes that come with the package; `train` takes them by name, too.
+    """List, show or copy the recipes that come with the package. `train` takes them by name as well.
 
     Example: dynamic-llava recipes llava-1.5-7b-predictors --copy recipes
     """

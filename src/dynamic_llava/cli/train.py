@@ -13,18 +13,21 @@ from dynamic_llava.training import bundled
 
 
 def command(
-    recipe: Annotated[str, typer.Argument(help="A recipe's file, or the name of a bundled one.")],
+    recipe: Annotated[str, typer.Argument(help="File of a recipe, or the name of a bundled one.")],
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint.")] = False,
     allow_changes: Annotated[
         bool,
-        typer.Option("--allow-changes", help="Resume although the recipe or its data have changed."),
+        typer.Option("--allow-changes", help="Resume even though the recipe or its data have changed."),
     ] = False,
     dry: Annotated[
-        bool, typer.Option("--dry-run", help="Only show parameters, steps, memory, work and disk.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Only show parameters, steps, memory, work and disk space; write nothing."
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Train one stage as its recipe says; on several GPUs, with accelerate launch -m dynamic_llava train.
+    """Train one stage, as its recipe says. For several GPUs: accelerate launch -m dynamic_llava train.
 
     Example: dynamic-llava train nano-vision --dry-run
     """

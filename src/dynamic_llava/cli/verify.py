@@ -35,7 +35,7 @@ def command(
     dtype: Dtype = None,
     as_json: Json = False,
 ) -> None:
-    """Compare the library with golden vectors of the official code; exit code 1 if anything differs.
+    """Compare the library with arrays computed by the official code. The exit code is 1 if any differs.
 
     Example: dynamic-llava verify
     """
