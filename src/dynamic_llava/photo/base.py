@@ -13,7 +13,7 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from transformers import CLIPImageProcessor, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
 from dynamic_llava.photo import language, tower
 
@@ -70,6 +70,8 @@ def build_processor(gguf: Path) -> LlavaProcessor:
     A picture is scaled to the square whatever its shape, so that every part of it is some patch.
     """
     side = {"height": tower.SIDE, "width": tower.SIDE}
+    from transformers import CLIPImageProcessor  # without torchvision its import alone warns
+
     images = CLIPImageProcessor(
         size=side, crop_size=side, do_center_crop=False,
         image_mean=list(tower.MEAN), image_std=list(tower.STD),
