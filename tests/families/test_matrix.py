@@ -170,7 +170,7 @@ def test_rates_hold_for_each_picture(name: str) -> None:
     assert len({len(flag) for flags in found for flag in flags}) > 1 or name in ONE_SIZE
 
 
-SLIDING = ("gemma3", "mistral", "cohere2")
+SLIDING = ("gemma3", "gemma3_text", "mistral", "cohere2")
 ONE_SIZE = {"llava", "vipllava", "idefics3", "smolvlm", "gemma3"}
 
 

@@ -11,6 +11,7 @@ from vllm.utils.import_utils import resolve_obj_by_qualname
 
 from dynamic_llava.adapter import Adapter
 from dynamic_llava.config import SparsityConfig
+from dynamic_llava.methods.predicted import is_predicted
 from dynamic_llava.vllm import rates
 
 logger = init_logger("vllm.dynamic_llava")
@@ -69,7 +70,7 @@ def adapter_of(model: str) -> Adapter | None:
 def refused_methods(config: SparsityConfig) -> list[str]:
     """Return what of a checkpoint cannot be served, one line each."""
     reasons = []
-    if config.image_policy != "learned" or config.text_policy != "learned":
+    if not is_predicted(config):
         reasons.append(
             f"image_policy {config.image_policy}, text_policy {config.text_policy}: only learned is served"
         )

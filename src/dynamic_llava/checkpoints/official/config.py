@@ -9,12 +9,10 @@ from typing import Any
 
 from transformers import LlamaConfig, LlavaConfig, MistralConfig
 
-from dynamic_llava import methods
 from dynamic_llava.checkpoints.configs import made_from
 from dynamic_llava.checkpoints.official.projectors import check_projector
 from dynamic_llava.config import SparsityConfig
-from dynamic_llava.methods.image.learned import Learned as LearnedImage
-from dynamic_llava.methods.output.learned import Learned as LearnedOutput
+from dynamic_llava.methods.predicted import is_predicted
 
 TEXT_CONFIGS: dict[str, type[LlamaConfig] | type[MistralConfig]] = {
     "dynamic_llava_llama": LlamaConfig,
@@ -112,7 +110,7 @@ def predictors_off(sparsity: SparsityConfig) -> set[str]:
 
 def official_config(config: Any, sparsity: SparsityConfig | None) -> dict[str, Any]:
     """Write the official config of a model that was not converted from one."""
-    if sparsity is not None and not _is_learned(sparsity):
+    if sparsity is not None and not is_predicted(sparsity):
         raise ValueError("the official format knows learned policies only: set image_policy and text_policy")
     text = config.text_config.to_dict()
     rope = text.get("rope_parameters") or {}
@@ -147,10 +145,3 @@ def official_config(config: Any, sparsity: SparsityConfig | None) -> dict[str, A
             "sparse_config": sparse,
         }
     return made
-
-
-def _is_learned(sparsity: SparsityConfig) -> bool:
-    """Return whether the predictors of the official code decide on all tokens."""
-    image = methods.image_method(sparsity.image_policy, sparsity.image_options)
-    text = methods.output_method(sparsity.text_policy, sparsity.text_options)
-    return isinstance(image, LearnedImage) and isinstance(text, LearnedOutput)
