@@ -88,7 +88,7 @@ def test_errors_that_nobody_foresaw_end_with_one_line_too(
 def test_a_package_that_is_missing_is_named_with_its_extra(
     command: Command, picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(source: str) -> None:
+    def broken(*_: object) -> None:
         raise ModuleNotFoundError("No module named 'yaml'", name="yaml")
 
     monkeypatch.setattr(cli.model, "load", broken)
