@@ -21,7 +21,6 @@ from tests.training.conftest import WriteRecipe
 
 import dynamic_llava
 from dynamic_llava import Sparsifier, SparsityConfig, checkpoints
-from dynamic_llava.chat.positions import positions_of
 from dynamic_llava.training import run, stages, trainer
 from dynamic_llava.training.feeding import feed
 from dynamic_llava.training.plan import Plan
@@ -293,7 +292,7 @@ def test_dry_run_needs_no_weights(
     path = write_recipe("run", train=train, distill_weight=0.5, **changes)
     recipe = Recipe.read(path)
     stage = stages.build(recipe)
-    whole = Plan.of(recipe, stage.objective, feed(recipe, stage.processor, positions_of(stage.model.config)))
+    whole = Plan.of(recipe, stage.objective, feed(recipe, stage.model, stage.processor))
     (folder / "model.safetensors").unlink()
     assert run.dry_run(path) == whole
 

@@ -85,7 +85,7 @@ def test_numbers_of_the_comment(name: str, config_of_7b: Path, tmp_path: Path) -
         float(re.search(pattern, comment)[1])  # type: ignore[index]
         for pattern in (
             r"one GPU of (\d+) GB",
-            r"(\d+) tokens a conversation",
+            r"conversations of (\d+) tokens",
             r"(\d+) GB of GPU memory",
             r"(\d+) hours",
             r"([\d.]+) GB for checkpoints",

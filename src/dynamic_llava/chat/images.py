@@ -64,6 +64,15 @@ def read_image(data: bytes, name: str) -> Image.Image:
     return _decoded(BytesIO(data), name)
 
 
+def size_of(data: bytes) -> tuple[int, int]:
+    """Return width and height of a picture file in memory; zeros where it is none: `read_image` says why."""
+    try:
+        with Image.open(BytesIO(data)) as header:
+            return header.size
+    except Exception:  # a broken file may raise anything
+        return 0, 0
+
+
 def _decoded(source: Path | BytesIO, name: str | Path) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's limit is higher than ours; damage that matters raises

@@ -8,12 +8,11 @@ import http.client
 import ipaddress
 import socket
 import ssl
-from io import BytesIO
 from urllib.parse import urlsplit
 
 from PIL import Image
 
-from dynamic_llava.chat.images import read_image
+from dynamic_llava.chat.images import read_image, size_of
 from dynamic_llava.page.errors import Refused
 from dynamic_llava.page.limits import Limits
 
@@ -38,11 +37,7 @@ def read_picture(address: str, number: int, limits: Limits) -> Image.Image:
     """
     name = f"picture {number}"
     data = inline(address, name) if address.startswith("data:") else fetched(address, name, limits)
-    try:
-        with Image.open(BytesIO(data)) as header:
-            width, height = header.size
-    except Exception:  # said better below
-        width = height = 0
+    width, height = size_of(data)
     if width * height > limits.pixels:
         raise Refused(f"{name}: {width} x {height} pixels, the server takes {limits.pixels:,}", PARAM)
     try:
