@@ -93,8 +93,9 @@ class GrowingLayer(RoomyLayer):
     ) -> tuple[Tensor, Tensor]:
         """Write new keys and values ``[B, H, Q, D]``; return all."""
         start, self.used = self.used, self.used + key_states.shape[2]
-        check_room(self.used, self.capacity)
-        self.make_room(key_states, value_states, size_for(self.used, self.capacity or 0, self.capacity))
+        if not self.is_initialized or self.used > self.keys.shape[2]:
+            check_room(self.used, self.capacity)
+            self.make_room(key_states, value_states, size_for(self.used, self.capacity or 0, self.capacity))
         self.keys[:, :, start : self.used] = key_states
         self.values[:, :, start : self.used] = value_states
         return self.keys[:, :, : self.used], self.values[:, :, : self.used]
@@ -143,7 +144,15 @@ class SparseLayer(RoomyLayer):
         self.make_room(key_states, value_states, slots.capacity)
         if is_new and slots.is_static:
             keep_address(self.keys, self.values)
-        return self._write(self.keys, key_states), self._write(self.values, value_states)
+        _, heads, queries, _ = key_states.shape
+        if slots.contiguous:
+            new = slice(slots.used - queries, slots.used)
+            self.keys[:, :, new], self.values[:, :, new] = key_states, value_states
+        else:
+            places = slots.places(heads).to(key_states.device)  # a device_map may part the layers
+            self.keys.flatten(0, 2).index_copy_(0, places, key_states.flatten(0, 2))
+            self.values.flatten(0, 2).index_copy_(0, places, value_states.flatten(0, 2))
+        return self.keys[:, :, : slots.used], self.values[:, :, : slots.used]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Return length and offset of the columns that a stock mask must have."""
@@ -165,15 +174,6 @@ class SparseLayer(RoomyLayer):
         super().reorder_cache(beam_idx)
         if self is self.context.layers[0]:
             self.context.select_rows(beam_idx)
-
-    def _write(self, storage_BHSD: Tensor, new_BHQD: Tensor) -> Tensor:
-        slots, queries = self.context.slots, new_BHQD.shape[2]
-        if slots.contiguous:
-            storage_BHSD[:, :, slots.used - queries : slots.used] = new_BHQD
-        else:
-            places = slots.places(new_BHQD.shape[1]).to(new_BHQD.device)  # a device_map may part the layers
-            storage_BHSD.flatten(0, 2).index_copy_(0, places, new_BHQD.flatten(0, 2))
-        return storage_BHSD[:, :, : slots.used]
 
 
 class Context:

@@ -39,6 +39,7 @@ from dynamic_llava.families import Family
 
 CALL = "sparse_call"  # the keyword that a call travels under
 POSITIONS = "image_positions"
+CACHE_NAMES = ("past_key_values", "cache")  # until transformers 5.23, and since
 _CHANGING = threading.Lock()  # two threads must not both exchange the attention of a model
 
 
@@ -70,10 +71,9 @@ class Attachment:
         self.shape = DecoderShape.from_config(self.decoder.config)
         self.implementation: str = self.decoder.config._attn_implementation
         self.is_flash = "flash" in self.implementation
-        # What its cache is called changed in transformers 5.24.
         kind: Any = type(base)
         names = _argument_names(kind)
-        self._cache_name = next((name for name in ("past_key_values", "cache") if name in names), "")
+        self._cache_name = next((name for name in CACHE_NAMES if name in names), "")
         self._checked: dict[str, Any] = {}
         self._embedded = Embedded(decisions, bool(family.kinds))
         self._configs: list[tuple[nn.Module, Any]] = []
@@ -119,7 +119,8 @@ class Attachment:
         answer_mask, prompt_mask = kwargs.pop("answer_mask", None), kwargs.pop("prompt_mask", None)
         own = kwargs.pop(POSITIONS, None)
         prompt, cache = None, None
-        for name, value in kwargs.items():
+        for name in CACHE_NAMES:
+            value = kwargs.get(name)
             if isinstance(value, PromptState):
                 prompt, kwargs = value, {**kwargs, name: None}
             elif isinstance(value, Cache):
@@ -200,7 +201,7 @@ class Attachment:
     def _choose(self, given: Given, hidden_BNC: Tensor, kwargs: Mapping[str, Any]) -> Pass:
         """Return the pass of a call, given the arguments of layer 0."""
         decisions, layers, split = self.decisions, self.shape.layers, self.decisions.config.layer
-        cache = next((value for value in kwargs.values() if isinstance(value, Cache)), None)
+        cache = next((kwargs[name] for name in CACHE_NAMES if kwargs.get(name) is not None), None)
         now: Pass
         if given.answer_mask_BN is not None:
             masked.refuse_reentrant(self.decoder.layers[0])
