@@ -26,8 +26,8 @@ dev: .venv/.dev ## The same, with everything a contributor needs
 demo: install ## Ask the bundled pictures, dense and sparse, and show what was kept
 	$(BIN)/dynamic-llava demo
 
-test: dev ## Run all tests (ARGS="-k cache" passes options to pytest)
-	$(BIN)/python -m pytest $(ARGS)
+test: dev ## Run all tests, a process for each core (ARGS="-k cache" passes options to pytest, "-n 0" keeps to one)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 # Which versions, and what pytest gets: see .ci/test_versions.py.
 VERSIONS ?= floor 5.19.0 pin newest newest-torch
