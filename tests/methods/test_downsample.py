@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from tests import tiny
+from transformers import Dinov2Config, Dinov2Model
 
 import dynamic_llava
 from dynamic_llava.chat.asking import ask, dense, encode
@@ -72,3 +73,15 @@ def test_towers_and_processors_that_cannot_are_refused(nano: Any) -> None:
     other = type("Odd", (), {"image_processor": type("P", (), {"size": {"longest_edge": 9}})()})()
     with pytest.raises(ValueError, match="no square pictures"), downsampled(model, other, 0.2):
         pass
+
+
+def test_a_tower_that_always_interpolates_is_not_asked_to(nano: Any) -> None:
+    config = Dinov2Config(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=160, patch_size=8
+    )
+    stub = tiny.model()
+    stub.model.vision_tower = Dinov2Model(config).eval()
+    with downsampled(stub, nano[1], 0.2) as smaller, torch.inference_mode():
+        pixels = smaller.image_processor(Image.new("RGB", (50, 40)), return_tensors="pt")["pixel_values"]
+        assert stub.model.vision_tower(pixels).last_hidden_state.shape == (1, 1 + 5 * 5, 16)
+        assert not stub.model.vision_tower._forward_pre_hooks

@@ -14,6 +14,9 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from dynamic_llava.methods.top_k import keep_count
 
+INTERPOLATE = "interpolate_pos_encoding"
+"""An argument of towers that interpolate when asked; a method of those that always do."""
+
 
 @contextmanager
 def downsampled(model: PreTrainedModel, processor: ProcessorMixin, rate: float) -> Iterator[ProcessorMixin]:
@@ -26,7 +29,7 @@ def downsampled(model: PreTrainedModel, processor: ProcessorMixin, rate: float) 
     Parameters
     ----------
     model
-        With a vision tower that can interpolate its position embeddings, such as CLIP.
+        With a vision tower that can interpolate its position embeddings, such as CLIP's or DINOv2's.
     processor
         The model's; stays as it is.
     rate
@@ -45,16 +48,13 @@ def downsampled(model: PreTrainedModel, processor: ProcessorMixin, rate: float) 
     if not 0 < rate <= 1:
         raise ValueError(f"rate is {rate}: a keep rate must be greater than 0 and at most 1")
     tower: Any = getattr(model.model, "vision_tower", None)
-    if tower is None or "interpolate_pos_encoding" not in _arguments(tower):
+    if tower is None or not _interpolates(tower):
         raise ValueError(
             f"{type(model).__name__} has no vision tower that takes pictures of other sizes: CLIP's does"
         )
     smaller = _smaller(processor, rate)
-    handle = tower.register_forward_pre_hook(_interpolating, with_kwargs=True)
-    try:
+    with _asked_to_interpolate(tower):
         yield smaller
-    finally:
-        handle.remove()
 
 
 def grid_side(tokens: int, rate: float) -> int:
@@ -62,10 +62,31 @@ def grid_side(tokens: int, rate: float) -> int:
     return math.isqrt(keep_count(tokens, rate))
 
 
+@contextmanager
+def _asked_to_interpolate(tower: nn.Module) -> Iterator[None]:
+    """Hand the tower the argument that makes it interpolate, where it does not always do so."""
+    if INTERPOLATE not in _arguments(tower):
+        yield
+        return
+    handle = tower.register_forward_pre_hook(_interpolating, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _interpolates(tower: nn.Module) -> bool:
+    return INTERPOLATE in _arguments(tower) or any(hasattr(part, INTERPOLATE) for part in _embeddings(tower))
+
+
 def _arguments(tower: nn.Module) -> set[str]:
     """Return what the tower and its embeddings take; wrappers hand on what they do not name."""
-    embeddings = [part for name, part in tower.named_modules() if name.rpartition(".")[2] == "embeddings"]
-    return {name for part in (tower, *embeddings) for name in inspect.signature(part.forward).parameters}
+    parts = (tower, *_embeddings(tower))
+    return {name for part in parts for name in inspect.signature(part.forward).parameters}
+
+
+def _embeddings(tower: nn.Module) -> list[nn.Module]:
+    return [part for name, part in tower.named_modules() if name.rpartition(".")[2] == "embeddings"]
 
 
 def _smaller(processor: ProcessorMixin, rate: float) -> ProcessorMixin:
@@ -84,4 +105,4 @@ def _smaller(processor: ProcessorMixin, rate: float) -> ProcessorMixin:
 
 
 def _interpolating(tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return args, {**kwargs, "interpolate_pos_encoding": True}
+    return args, {**kwargs, INTERPOLATE: True}
