@@ -60,28 +60,33 @@ def measure(
         ``accuracy`` with counts and interval, ``wups_0.9`` and ``wups_0.0`` in percent, the kept shares, and
         the answers as ``examples``.
     """
-    near, far = Wups(0.9), Wups(0.0)
     kept, answers = Kept(), list[str]()
     for some in batches(asked, batch_size, "questions"):
         answers += answer(model, processor, some, kept, max_new_tokens)
-    examples: list[dict[str, Any]] = [
-        {
-            "image": question.picture,
-            "question": question.text,
-            "answer": text,
-            "reference": question.answer,
-            "right": sorted(parts(text)) == sorted(parts(question.answer)),
-            "wups_0.9": near(text, question.answer),
-            "wups_0.0": far(text, question.answer),
-        }
-        for question, text in zip(asked, answers, strict=True)
-    ]
+    found = scores(answers, asked)
     return {
-        **accuracy(sum(example["right"] for example in examples), len(examples)),
-        **{
-            name: round(100 * fmean(example[name] for example in examples), 3)
-            for name in ("wups_0.9", "wups_0.0")
-        },
+        **accuracy(sum(found["right"]), len(asked)),
+        **{name: round(100 * fmean(found[name]), 3) for name in ("wups_0.9", "wups_0.0")},
         **kept.shares(),
-        "examples": examples,
+        "examples": [
+            {
+                "image": question.picture,
+                "question": question.text,
+                "answer": text,
+                "reference": question.answer,
+                **{name: values[number] for name, values in found.items()},
+            }
+            for number, (question, text) in enumerate(zip(asked, answers, strict=True))
+        ],
+    }
+
+
+def scores(answers: Sequence[str], asked: Sequence[Question]) -> dict[str, Any]:
+    """Return ``right`` (bool), ``wups_0.9`` and ``wups_0.0`` of each answer."""
+    pairs = [(text, question.answer) for text, question in zip(answers, asked, strict=True)]
+    near, far = Wups(0.9), Wups(0.0)
+    return {
+        "right": [sorted(parts(text)) == sorted(parts(reference)) for text, reference in pairs],
+        "wups_0.9": [near(*pair) for pair in pairs],
+        "wups_0.0": [far(*pair) for pair in pairs],
     }
