@@ -77,3 +77,29 @@ def test_bad_output_is_refused_before_a_model_is_loaded(
 ) -> None:
     ask = ("evaluate", "--task", "scenes", "--model", "no-such-model")
     assert message in refused(command, *ask, "--output", make(tmp_path))
+
+
+def test_a_contact_sheet_is_written_beside(command: Command, checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / "new" / "sheet.html"
+    ask = ("evaluate", "--task", "scenes", "--limit", 30, "--model", checkpoint, "--json")
+    outcome = command(*ask, "--sheet", path)
+    assert (outcome.code, outcome.stderr) == (0, f"written: {path}\n")
+    assert path.read_text(encoding="utf-8").count("<article>") > 1
+
+
+def test_a_contact_sheet_of_a_dense_model_is_refused(
+    command: Command, stock_checkpoint: Path, tmp_path: Path
+) -> None:
+    ask = ("evaluate", "--task", "scenes", "--model", stock_checkpoint, "--sheet", tmp_path / "sheet.html")
+    outcome = command(*ask)
+    assert outcome.code == 2
+    assert outcome.stderr.splitlines()[-1].startswith("error: a contact sheet shows dense and sparse answers")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("make", "message"), BAD_FILES)
+def test_a_bad_sheet_is_refused_before_a_model_is_loaded(
+    make: Callable[[Path], Path], message: str, command: Command, tmp_path: Path
+) -> None:
+    said = refused(command, "evaluate", "--task", "scenes", "--model", "none", "--sheet", make(tmp_path))
+    assert message.replace("--output", "--sheet") in said

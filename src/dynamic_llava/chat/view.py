@@ -51,16 +51,10 @@ def overlay(
     ValueError
         The number of scores is not a square number, so the tokens form no square grid of patches.
     """
-    side = math.isqrt(len(scores))
-    if side * side != len(scores):
-        raise ValueError(
-            f"{len(scores)} image tokens form no square grid; only one square picture can be drawn"
-        )
-    large = seen.resize((PANEL, PANEL), Image.Resampling.NEAREST)
     panels = (
         ("picture", _fit(picture)),
-        (f"kept {len(kept)} of {len(scores)} image tokens", _kept_panel(large, kept, side)),
-        ("score: low (dark) to high (bright)", _score_panel(large, scores, side)),
+        (f"kept {len(kept)} of {len(scores)} image tokens", kept_panel(seen, kept, len(scores))),
+        ("score: low (dark) to high (bright)", _score_panel(seen, scores)),
     )
     sheet = Image.new("RGB", (MARGIN + len(panels) * (PANEL + MARGIN), PANEL + CAPTION + 2 * MARGIN), "white")
     canvas = ImageDraw.Draw(sheet)
@@ -70,6 +64,28 @@ def overlay(
         canvas.rectangle((left - 1, MARGIN - 1, left + PANEL, MARGIN + PANEL), outline=(170, 170, 170))
         canvas.text((left, MARGIN + PANEL + 8), caption, fill=(40, 40, 40), font=ImageFont.load_default(17))
     return sheet
+
+
+def kept_panel(seen: Image.Image, kept: Sequence[int], tokens: int) -> Image.Image:
+    """Draw the picture as the tower saw it, `PANEL` pixels a side, with patches that were dropped dimmed.
+
+    Parameters
+    ----------
+    seen, kept
+        As in `overlay`.
+    tokens : int
+        The picture's image tokens.
+
+    Raises
+    ------
+    ValueError
+        As in `overlay`.
+    """
+    side = _side(tokens)
+    brightness_I = np.full(tokens, DROPPED_BRIGHTNESS)
+    brightness_I[list(kept)] = 1.0
+    rgb_HWC = np.asarray(_large(seen)) * _grid(brightness_I, side)[..., None]
+    return Image.fromarray(rgb_HWC.round().astype(np.uint8))
 
 
 def save_overlay(sheet: Image.Image, path: Path) -> None:
@@ -95,16 +111,25 @@ def pieces(processor: ProcessorMixin, token_ids: Sequence[int]) -> list[str]:
     return [text[start:end] for start, end in pairwise(ends)]
 
 
-def marked(parts: Sequence[str], kept: Sequence[bool], plain: bool = False) -> Text:
-    """Join the pieces of an answer; strike those whose K/V was dropped.
+def runs(parts: Sequence[str], kept: Sequence[bool]) -> list[tuple[bool, str]]:
+    """Join the pieces of an answer into runs: whether their K/V was dropped, and their words.
 
     ``kept`` may be one shorter than ``parts``: the last output token is never fed back, so nothing decides.
-    Where the output has no styles, ``plain`` puts dropped words between ``~~`` instead.
     """
     dropped = [number < len(kept) and not kept[number] for number in range(len(parts))]
+    return [
+        (is_dropped, "".join(part for _, part in run))
+        for is_dropped, run in groupby(zip(dropped, parts, strict=True), key=itemgetter(0))
+    ]
+
+
+def marked(parts: Sequence[str], kept: Sequence[bool], plain: bool = False) -> Text:
+    """Join the pieces of an answer, see `runs`; strike those whose K/V was dropped.
+
+    Where the output has no styles, ``plain`` puts dropped words between ``~~`` instead.
+    """
     text = Text()
-    for is_dropped, run in groupby(zip(dropped, parts, strict=True), key=itemgetter(0)):
-        words = "".join(part for _, part in run)
+    for is_dropped, words in runs(parts, kept):
         body = words.lstrip(" ")
         text.append(" " * (len(words) - len(body)))
         if is_dropped and plain and body:
@@ -125,14 +150,19 @@ def _fit(picture: Image.Image) -> Image.Image:
     return panel
 
 
-def _kept_panel(large: Image.Image, kept: Sequence[int], side: int) -> Image.Image:
-    brightness_I = np.full(side * side, DROPPED_BRIGHTNESS)
-    brightness_I[list(kept)] = 1.0
-    rgb_HWC = np.asarray(large) * _grid(brightness_I, side)[..., None]
-    return Image.fromarray(rgb_HWC.round().astype(np.uint8))
+def _side(tokens: int) -> int:
+    side = math.isqrt(tokens)
+    if side * side != tokens:
+        raise ValueError(f"{tokens} image tokens form no square grid; only one square picture can be drawn")
+    return side
 
 
-def _score_panel(large: Image.Image, scores: Sequence[float], side: int) -> Image.Image:
+def _large(seen: Image.Image) -> Image.Image:
+    return seen.resize((PANEL, PANEL), Image.Resampling.NEAREST)
+
+
+def _score_panel(seen: Image.Image, scores: Sequence[float]) -> Image.Image:
+    side = _side(len(scores))
     # Ranks, not raw values: a few extreme scores would otherwise flatten the rest of the map.
     rank_I = np.argsort(np.argsort(np.array(scores))) / max(1, len(scores) - 1)
     stops = np.linspace(0, 1, len(VIRIDIS))
@@ -140,7 +170,7 @@ def _score_panel(large: Image.Image, scores: Sequence[float], side: int) -> Imag
         [np.interp(_grid(rank_I, side), stops, [stop[channel] for stop in VIRIDIS]) for channel in range(3)],
         axis=-1,
     )
-    grey_HW1 = np.asarray(large.convert("L"))[..., None]
+    grey_HW1 = np.asarray(_large(seen).convert("L"))[..., None]
     return Image.fromarray((0.7 * heat_HWC + 0.3 * grey_HW1).round().astype(np.uint8))
 
 

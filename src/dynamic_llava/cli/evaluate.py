@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -66,6 +66,14 @@ def command(
     batch_size: Annotated[int, typer.Option(min=1, help="Number of questions answered at once.")] = 64,
     seed: Annotated[int, typer.Option(help="Seed of random choices.")] = 0,
     output: Output = None,
+    sheet: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Also show 24 of the pictures with what was kept, answered dense and sparse: HTML.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure accuracy on easy-VQA or held-out scenes, captions, or the quality and cost of long answers.
@@ -74,12 +82,14 @@ def command(
 
     Example: dynamic-llava evaluate --task scenes --limit 100
     """
-    if output is not None:
-        check_file("--output", output)
+    for option, path in (("--output", output), ("--sheet", sheet)):
+        if path is not None:
+            check_file(option, path)
 
     from rich.console import Console
 
     from dynamic_llava import evaluation
+    from dynamic_llava.evaluation import sheet as sheets
 
     with prepared(
         model,
@@ -92,17 +102,16 @@ def command(
         image_policy=image_policy,
         text_policy=text_policy,
     ) as (loaded, processor):
-        measured = evaluation.evaluate(
-            loaded,
-            processor,
-            task,
-            limit=limit,
-            batch_size=batch_size,
-            seed=seed,
-            data=data,
-            images=images,
-            max_new_tokens=max_new_tokens,
-        )
+        if sheet is not None:
+            sheets.check(loaded)
+        given: dict[str, Any] = {"limit": limit, "data": data, "images": images}
+        given["max_new_tokens"] = max_new_tokens
+        measured = evaluation.evaluate(loaded, processor, task, batch_size=batch_size, seed=seed, **given)
+        if sheet is not None:
+            questions = evaluation.asked(task, **given)
+            longest = evaluation.longest_answer(task, max_new_tokens)
+            sheets.write(sheet, loaded, processor, questions, longest, f"{model}: {task}")
+            say_written(sheet)
     result = {"command": command_line(), "model": model, "dense": dense, "downsample": downsample, **measured}
     if output is not None:
         write_json(output, result)

@@ -14,11 +14,13 @@ from dynamic_llava.evaluation.tables import table
 from dynamic_llava.evaluation.tasks import Question, questions
 from dynamic_llava.sparsifier import sparsifier_of
 
-__all__ = ["evaluate", "table", "without_examples"]
+__all__ = ["asked", "evaluate", "longest_answer", "table", "without_examples"]
 
 ALIASES = {"generation": "long-answers"}
 FROM_FILES: dict[str, Any] = {"flickr8k": flickr8k, "daquar": daquar, "long-answers": long_answers}
 """Tasks that a user brings the data for."""
+MAX_NEW_TOKENS = 256
+"""Longest answer to show of the other tasks; they are measured up to the length of their references."""
 
 
 def evaluate(
@@ -67,20 +69,19 @@ def evaluate(
         There is no such task, or it needs other arguments.
     """
     task = ALIASES.get(task, task)
-    asked = _asked(task, limit, data, images, max_new_tokens)
+    given = asked(task, limit=limit, data=data, images=images, max_new_tokens=max_new_tokens)
     model.eval()
     if task == "descriptions":
-        numbers = descriptions.measure(model, processor, asked, batch_size, seed)
+        numbers = descriptions.measure(model, processor, given, batch_size, seed)
     elif task in FROM_FILES:
-        measured = FROM_FILES[task]
-        longest = max_new_tokens or measured.MAX_NEW_TOKENS
-        numbers = measured.measure(model, processor, asked, batch_size, longest)
+        longest = longest_answer(task, max_new_tokens)
+        numbers = FROM_FILES[task].measure(model, processor, given, batch_size, longest)
     else:
-        numbers = accuracy.measure(model, processor, asked, batch_size)
+        numbers = accuracy.measure(model, processor, given, batch_size)
     sparsifier = sparsifier_of(model)
     return {
         "task": task,
-        "questions": len(asked),
+        "questions": len(given),
         "batch_size": batch_size,
         "seed": seed,
         "sparsity": None if sparsifier is None else sparsifier.config.to_dict(),
@@ -90,9 +91,16 @@ def evaluate(
     }
 
 
-def _asked(
-    task: str, limit: int | None, data: Path | None, images: Path | None, max_new_tokens: int | None
+def asked(
+    task: str,
+    *,
+    limit: int | None = None,
+    data: Path | None = None,
+    images: Path | None = None,
+    max_new_tokens: int | None = None,
 ) -> list[Question]:
+    """Return the questions of a task; arguments and errors are those of `evaluate`."""
+    task = ALIASES.get(task, task)
     if task in FROM_FILES:
         if data is None:
             raise ValueError(f"task {task} needs --data, a JSON or JSONL file")
@@ -105,6 +113,12 @@ def _asked(
         known = ", ".join(FROM_FILES)
         raise ValueError(f"--data, --images and --max-new-tokens go with {known}, not with {task}")
     return questions(task, limit)
+
+
+def longest_answer(task: str, max_new_tokens: int | None = None) -> int:
+    """Return how many tokens an answer of a task may have, where it is not as long as its reference."""
+    task = ALIASES.get(task, task)
+    return max_new_tokens or (FROM_FILES[task].MAX_NEW_TOKENS if task in FROM_FILES else MAX_NEW_TOKENS)
 
 
 def without_examples(result: Mapping[str, Any]) -> dict[str, Any]:
