@@ -150,7 +150,7 @@ class Measuring:
         return self._folder / f"{cell.task}-{len(asked)}-seed-{self.seed}" / f"{cell.name}.json"
 
     def __call__(self, cell: Cell) -> dict[str, Any]:
-        """Return a cell's ``numbers`` and ``examples``."""
+        """Return a cell's ``numbers`` and ``examples``; scores are in percent, but for ``perplexity``."""
         path = self.path(cell)
         if not path.exists():
             write_json(path, {**asdict(cell), **self.measure(cell, self.questions[cell.task])})
@@ -174,7 +174,8 @@ class Measuring:
             of_picture = share_of_picture(self.processor, adapted)
         shares = kept.shares()
         shares["image_tokens_kept"] = round(of_picture * shares["image_tokens_kept"], 4)
-        scores, numbers = JUDGES[cell.task](texts, asked)
+        shares_of_one, numbers = JUDGES[cell.task](texts, asked)
+        scores = {name: [100 * value for value in values] for name, values in shares_of_one.items()}
         if perplexities:
             scores["perplexity"] = perplexities
         found = {**shares, "kv_bytes": costs["kv_bytes"], **timed.numbers(), **numbers}

@@ -1,24 +1,70 @@
-"""Writes what training changed in photo-base, small, as the package ``dynamic-llava-photo`` carries it.
+"""Fills the package ``dynamic-llava-photo``: what training changed in photo-base, and its model card.
 
-    python -m evidence.photo.store runs/photo/dynamic/model FOLDER --rank 48
+    python -m evidence.photo.store runs/photo/dynamic/model packages/photo/dynamic_llava_photo --metrics FILE
 
-Prints how much of the decoder's change is kept (squared entries of its matrices), and the bytes written.
+Metrics are files that ``dynamic-llava evaluate --output`` wrote; the card has a table of them. Prints how
+much of the decoder's change is kept (squared entries of its matrices), and the bytes written.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from dynamic_llava import load_model
+from dynamic_llava.adapter import CARD_FILE, CONFIG_FILE, Adapter
 from dynamic_llava.chat.asking import dense
+from dynamic_llava.evaluation.tables import SCORES
+from dynamic_llava.files import read_object, replacing
 from dynamic_llava.photo.change import DECODER, LEFT, RIGHT, change_of, write_change
-from dynamic_llava.photo.trained import BESIDE, CHANGE
+from dynamic_llava.photo.trained import CHANGE
+
+CARD = Path(__file__).with_name("card.md")
+NONE = "None was given when this package was filled."
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What was written: the share of the decoder's squared change that low rank keeps, and all bytes."""
+
+    kept: float
+    size: int
+
+
+def store(
+    base: Any, trained: Any, source: Path, folder: Path, rank: int, metrics: Sequence[Mapping[str, Any]] = ()
+) -> Stored:
+    """Write change, predictors and card of a trained model to the folder of the package.
+
+    Parameters
+    ----------
+    base, trained
+        The models.
+    source
+        Folder of ``trained``; its predictors are stored in half precision, without the name of a folder.
+    folder
+        Of the package.
+    rank
+        Of the change of each matrix of the decoder.
+    metrics
+        Results of ``dynamic-llava evaluate``.
+    """
+    before, after = weights(base), weights(trained)
+    change = change_of(before, after, rank)
+    write_change(change, folder / CHANGE)
+    adapter = Adapter.read(source) if (source / CONFIG_FILE).is_file() else None
+    if adapter is not None:
+        state = {name: tensor.half() for name, tensor in adapter.state.items()}
+        replace(adapter.anywhere(), state=state).save(folder, with_card=False)
+    kept = kept_share(before, after, change)
+    with replacing(folder / CARD_FILE) as partial:
+        partial.write_text(card(adapter, rank, kept, metrics), encoding="utf-8")
+    return Stored(kept, sum(path.stat().st_size for path in folder.iterdir() if path.is_file()))
 
 
 def kept_share(
@@ -41,21 +87,48 @@ def weights(model: Any) -> dict[str, Tensor]:
         return {name: weight.detach() for name, weight in model.named_parameters()}
 
 
+def card(adapter: Adapter | None, rank: int, kept: float, metrics: Sequence[Mapping[str, Any]]) -> str:
+    """Return the model card: `CARD` with what is known of this training in its places."""
+    recipe = {} if adapter is None else adapter.history
+    parts = {
+        "rank": str(rank),
+        "kept": f"{100 * kept:.1f}",
+        "predictors": "no predictors: it answers dense" if adapter is None else "two predictors",
+        "metrics": "\n".join(_metrics(metrics)) or NONE,
+        "recipe": f"```yaml\n{recipe['recipe'].rstrip()}\n```" if "recipe" in recipe else NONE,
+    }
+    text = CARD.read_text(encoding="utf-8")
+    for name, part in parts.items():
+        text = text.replace(f"{{{name}}}", part)
+    return text
+
+
+def _metrics(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the lines of a table with a row for each score of each result."""
+    if results:
+        yield from ("| task | questions | image tokens kept | score | percent |", "|-|-|-|-|-|")
+    for result in results:
+        numbers = result["numbers"]
+        for score, label in SCORES.items():
+            if score in numbers:
+                asked = f"{result['task']} | {result['questions']:,} | {numbers['image_tokens_kept']:.0%}"
+                yield f"| {asked} | {label} | {numbers[score]:.1f} |"
+
+
 def main() -> None:
     """Store a trained model's change."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rank", type=int, default=48)
+    parser.add_argument("--metrics", type=Path, nargs="*", default=[], help="results of evaluate")
     given = parser.parse_args()
-    before, after = weights(load_model("photo-base")), weights(load_model(given.model))
-    change = change_of(before, after, given.rank)
-    write_change(change, given.folder / CHANGE)
-    for name in BESIDE[1:]:
-        if (given.model / name).is_file():
-            shutil.copyfile(given.model / name, given.folder / name)
-    size = sum(path.stat().st_size for path in given.folder.iterdir() if path.is_file())
-    print(f"kept {kept_share(before, after, change):.1%} of the change, {size / 1e6:.1f} MB")
+    metrics = [read_object(path) for path in given.metrics]
+    base, trained = load_model("photo-base"), load_model(given.model)
+    stored = store(base, trained, given.model, given.folder, given.rank, metrics)
+    print(f"kept {stored.kept:.1%} of the change, {stored.size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":
