@@ -21,23 +21,29 @@ from dynamic_llava.adapter import CARD_FILE, CONFIG_FILE, Adapter
 from dynamic_llava.chat.asking import dense
 from dynamic_llava.evaluation.tables import SCORES
 from dynamic_llava.files import read_object, replacing
-from dynamic_llava.photo.change import DECODER, LEFT, RIGHT, change_of, write_change
+from dynamic_llava.photo.change import CODES, change_of, decoded, write_change
 from dynamic_llava.photo.trained import CHANGE
 
 CARD = Path(__file__).with_name("card.md")
+STEP = 1.0
 NONE = "None was given when this package was filled."
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What was written: the share of the decoder's squared change that low rank keeps, and all bytes."""
+    """What was written: the share of the decoder's squared change that is kept, and all bytes."""
 
     kept: float
     size: int
 
 
 def store(
-    base: Any, trained: Any, source: Path, folder: Path, rank: int, metrics: Sequence[Mapping[str, Any]] = ()
+    base: Any,
+    trained: Any,
+    source: Path,
+    folder: Path,
+    step: float,
+    metrics: Sequence[Mapping[str, Any]] = (),
 ) -> Stored:
     """Write change, predictors and card of a trained model to the folder of the package.
 
@@ -49,13 +55,13 @@ def store(
         Folder of ``trained``; its predictors are stored in half precision, without the name of a folder.
     folder
         Of the package.
-    rank
-        Of the change of each matrix of the decoder.
+    step
+        What the change of the decoder's matrices is rounded to, see `change_of`.
     metrics
         Results of ``dynamic-llava evaluate``.
     """
     before, after = weights(base), weights(trained)
-    change = change_of(before, after, rank)
+    change = change_of(before, after, step)
     write_change(change, folder / CHANGE)
     adapter = Adapter.read(source) if (source / CONFIG_FILE).is_file() else None
     if adapter is not None:
@@ -63,21 +69,20 @@ def store(
         replace(adapter.anywhere(), state=state).save(folder, with_card=False)
     kept = kept_share(before, after, change)
     with replacing(folder / CARD_FILE) as partial:
-        partial.write_text(card(adapter, rank, kept, metrics), encoding="utf-8")
+        partial.write_text(card(adapter, step, kept, metrics), encoding="utf-8")
     return Stored(kept, sum(path.stat().st_size for path in folder.iterdir() if path.is_file()))
 
 
 def kept_share(
     before: Mapping[str, Tensor], after: Mapping[str, Tensor], change: Mapping[str, Tensor]
 ) -> float:
-    """Return the share of the squared change of the decoder's matrices that low rank keeps."""
+    """Return the share of the squared change of the decoder's matrices that rounding keeps."""
     whole = lost = 0.0
     for name in before:
-        if name.startswith(DECODER) and f"{name}.{LEFT}" in change:
+        if f"{name}.{CODES}" in change:
             moved = after[name] - before[name]
-            stored = change[f"{name}.{LEFT}"].float() @ change[f"{name}.{RIGHT}"].float()
             whole += moved.square().sum().item()
-            lost += (moved - stored).square().sum().item()
+            lost += (moved - decoded(change, name)).square().sum().item()
     return 1 - lost / whole if whole else 1.0
 
 
@@ -87,11 +92,11 @@ def weights(model: Any) -> dict[str, Tensor]:
         return {name: weight.detach() for name, weight in model.named_parameters()}
 
 
-def card(adapter: Adapter | None, rank: int, kept: float, metrics: Sequence[Mapping[str, Any]]) -> str:
+def card(adapter: Adapter | None, step: float, kept: float, metrics: Sequence[Mapping[str, Any]]) -> str:
     """Return the model card: `CARD` with what is known of this training in its places."""
     recipe = {} if adapter is None else adapter.history
     parts = {
-        "rank": str(rank),
+        "step": f"{step:g}",
         "kept": f"{100 * kept:.1f}",
         "predictors": "no predictors: it answers dense" if adapter is None else "two predictors",
         "metrics": "\n".join(_metrics(metrics)) or NONE,
@@ -122,12 +127,12 @@ def main() -> None:
     )
     parser.add_argument("model", type=Path)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--rank", type=int, default=48)
+    parser.add_argument("--step", type=float, default=STEP, help=f"of the rounding; default: {STEP:g}")
     parser.add_argument("--metrics", type=Path, nargs="*", default=[], help="results of evaluate")
     given = parser.parse_args()
     metrics = [read_object(path) for path in given.metrics]
     base, trained = load_model("photo-base"), load_model(given.model)
-    stored = store(base, trained, given.model, given.folder, given.rank, metrics)
+    stored = store(base, trained, given.model, given.folder, given.step, metrics)
     print(f"kept {stored.kept:.1%} of the change, {stored.size / 1e6:.1f} MB")
 
 

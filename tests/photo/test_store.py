@@ -44,8 +44,8 @@ def test_photo_loads_what_was_stored(
 ) -> None:
     model, source = trained
     package = tmp_path / "installed" / "dynamic_llava_photo"
-    stored = store.store(base, model, source, package, rank=32)
-    assert stored.kept == pytest.approx(1.0, abs=1e-4)
+    stored = store.store(base, model, source, package, step=0.05)
+    assert stored.kept == pytest.approx(1.0, abs=1e-3)
     assert stored.size == sum(path.stat().st_size for path in package.iterdir())
     base.save_pretrained(tmp_path / "base")
     nano.build_processor(scene_count=20).save_pretrained(tmp_path / "base")
@@ -64,14 +64,14 @@ def test_predictors_are_stored_in_half_precision_and_name_no_folder(
     base: Any, trained: tuple[Any, Path], tmp_path: Path
 ) -> None:
     model, source = trained
-    store.store(base, model, source, tmp_path / "package", rank=2)
+    store.store(base, model, source, tmp_path / "package", step=1.0)
     state = load_file(tmp_path / "package" / "sparsifier.safetensors")
     assert {tensor.dtype for tensor in state.values()} == {torch.float16}
     for path in (tmp_path / "package").iterdir():
         assert str(tmp_path).encode() not in path.read_bytes()
 
 
-def test_a_low_rank_keeps_a_part_and_the_card_says_so(
+def test_rounding_keeps_a_part_and_the_card_says_so(
     base: Any, trained: tuple[Any, Path], tmp_path: Path
 ) -> None:
     model, source = trained
@@ -80,18 +80,20 @@ def test_a_low_rank_keeps_a_part_and_the_card_says_so(
         "questions": 1000,
         "numbers": {"bleu_4": 12.34, "cider": 56.78, "image_tokens_kept": 0.2},
     }
-    stored = store.store(base, model, source, tmp_path / "package", rank=4, metrics=[result])
-    assert 0.2 < stored.kept < 0.8
+    stored = store.store(base, model, source, tmp_path / "package", step=1.0, metrics=[result])
+    assert 0.85 < stored.kept < 0.95  # a step of 1 loses 1 / 12 where changes are even
     card = (tmp_path / "package" / "README.md").read_text(encoding="utf-8")
-    assert f"rank 4, which keeps {100 * stored.kept:.1f} %" in card
+    assert (
+        f"rounded to 1 times its root mean square in each row, which keeps {100 * stored.kept:.1f} %" in card
+    )
     assert "| flickr8k | 1,000 | 20% | CIDEr | 56.8 |" in card
     assert "research use only" in card.lower()
-    assert not any(f"{{{name}}}" in card for name in ("rank", "kept", "predictors", "metrics", "recipe"))
+    assert not any(f"{{{name}}}" in card for name in ("step", "kept", "predictors", "metrics", "recipe"))
 
 
 def test_a_dense_model_has_no_predictors(base: Any, tmp_path: Path) -> None:
     base.save_pretrained(tmp_path / "dense")
-    store.store(base, base, tmp_path / "dense", tmp_path / "package", rank=4)
+    store.store(base, base, tmp_path / "dense", tmp_path / "package", step=1.0)
     assert {path.name for path in (tmp_path / "package").iterdir()} == {"change.safetensors", "README.md"}
     card = (tmp_path / "package" / "README.md").read_text(encoding="utf-8")
     assert "no predictors: it answers dense" in card
