@@ -1,6 +1,6 @@
 """How much of what a method keeps lies on what captions name, on the 50 pictures that were marked by hand.
 
-    python -m evidence.photo.kept MODEL ../shared/photos/flickr8k/images --rates 0.1 0.2 --output kept.json
+    python -m evidence.photo.kept photo ../shared/photos/flickr8k/images --output FILE
 
 A patch lies on something if its middle is in a box of ``boxes.json``. The ratio is the mean share of kept
 patches that do, over the mean share of all patches that do; its interval is a bootstrap over the pictures.
@@ -14,6 +14,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +30,8 @@ from dynamic_llava.chat.asking import ask
 from dynamic_llava.chat.images import open_image
 from dynamic_llava.data.photographs import CAPTION_REQUESTS
 from dynamic_llava.environment import environment
-from dynamic_llava.files import write_json
+from dynamic_llava.files import check_file, write_json
+from dynamic_llava.sparsifier import sparsifier_of
 
 BOXES = Path(__file__).with_name("boxes.json")
 POLICIES = ("learned", "uniform", "random", "fastv")
@@ -93,11 +96,17 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("images", type=Path)
     parser.add_argument("--rates", type=float, nargs="+", default=[0.05, 0.1, 0.2, 0.5])
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--output", type=Path, required=True)
     given = parser.parse_args()
-    model, processor = load(given.model)
+    check_file("--output", given.output)
+    model, processor = load(given.model, dtype=getattr(torch, given.dtype))
+    if sparsifier_of(model) is None:
+        parser.error(f"{given.model} has no sparsifier, so nothing is dropped; give a model with predictors")
     results = measure(model, processor, given.images, given.rates)
-    write_json(given.output, {"model": given.model, "results": results, **environment(model.device)})
+    command = shlex.join(["python", "-m", "evidence.photo.kept", *sys.argv[1:]])
+    head = {"command": command, "model": given.model, "dtype": given.dtype}
+    write_json(given.output, {**head, "results": results, **environment(model.device)})
     for name, result in results.items():
         print(f"{name}: ratio {result['ratio']}, interval {result['interval_95']}")
 
