@@ -40,7 +40,7 @@ def write(result: dict[str, Any]) -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
     for name, table in tables.items():
         mark = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        text = mark.sub(lambda found, table=table: found[1] + _markdown(table) + found[2], text)  # type: ignore[misc]
+        text = mark.sub(lambda found, table=table: found[1] + markdown(table) + found[2], text)  # type: ignore[misc]
     with replacing(DOCUMENT) as partial:
         partial.write_text(text, encoding="utf-8")
 
@@ -166,7 +166,8 @@ def _trained_for(changed: dict[str, Any]) -> float:
     return float(changed.get("sparsity", {}).get("image_keep_rate", 0.2))
 
 
-def _markdown(table: list[list[str]]) -> str:
+def markdown(table: list[list[str]]) -> str:
+    """Return the lines of a table, its first row the heading."""
     lines = ["| " + " | ".join(row) + " |" for row in table]
     lines.insert(1, "|-" * len(table[0]) + "|")
     return "\n".join(lines) + "\n"
