@@ -40,7 +40,7 @@ article { padding: .75rem; border: 1px solid var(--line); border-radius: .6rem; 
 h2 { margin: .5rem 0; font-size: 1rem; }
 .answers { display: grid; grid-template-columns: 1fr 1fr; gap: .5rem; }
 dl, dd { margin: 0; overflow-wrap: anywhere; }
-s { color: var(--quiet); opacity: .75; }
+s { color: var(--quiet); }
 """
 
 
