@@ -3,8 +3,8 @@
     python -m evidence.photo.pages
 
 Reads from evidence/results ``photo.json`` (evidence.photo.table), ``photo-kept.json`` (evidence.photo.kept),
-and ``photo-TASK-dense.json`` and ``photo-TASK-sparse.json`` (``dynamic-llava evaluate``). What has no file yet
-is said to be missing.
+``photo-TASK-dense.json`` and ``photo-TASK-sparse.json`` (``dynamic-llava evaluate``). What has no file yet is
+said to be missing.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dynamic_llava.chat import images
 from dynamic_llava.chat.images import open_image, read_image
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -187,3 +188,16 @@ def test_bytes_are_read_as_their_file_is(tmp_path: Path) -> None:
     for data in (b"", b"<svg/>", path.read_bytes()[:40]):
         with pytest.raises(ValueError, match=r"^picture 1: "):
             read_image(data, "picture 1")
+
+
+def test_each_bundled_picture_names_its_licence_and_drawn_ones_are_told_from_photographs(
+    tmp_path: Path,
+) -> None:
+    pictures = images.bundled()
+    text = (pictures["scene-1"].parent / "README.md").read_text(encoding="utf-8")
+    assert all(f"`{path.name}`" in text for path in pictures.values())
+    drawn = {name for name, path in pictures.items() if images.is_drawn(path)}
+    assert drawn == {"easy-vqa-1", "easy-vqa-2", "scene-1", "scene-2"}
+    assert pictures.keys() - drawn == {"astronaut", "chelsea", "coffee", "rocket"}
+    assert all(path.stat().st_size < 30_000 for path in pictures.values())
+    assert not images.is_drawn(tmp_path / "scene-1.png")

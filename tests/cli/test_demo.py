@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 from tests.command_line import Command, refused
 
+from dynamic_llava import photo
 from dynamic_llava.chat import side_by_side
+from dynamic_llava.checkpoints import source
 
 FIELDS = {
     "picture": str, "question": str, "answer": str, "answer_dense": str, "expected": str,
@@ -112,3 +114,29 @@ def test_bad_out_is_refused_before_a_model_is_loaded(command: Command, tmp_path:
     (tmp_path / "taken").touch()
     line = refused(command, "demo", "--model", "no-such-model", "--out", tmp_path / "taken" / "out")
     assert f"--out: {tmp_path / 'taken'} is no folder that can be written to" in line
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("predictors", [True, False])
+def test_photographs_are_shown_where_photo_is_installed(
+    predictors: bool,
+    command: Command,
+    checkpoint: Path,
+    stock_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(photo, "is_installed", lambda: True)
+    monkeypatch.setitem(source.OWN, "nano", lambda: checkpoint)
+    monkeypatch.setitem(source.OWN, "photo", lambda: checkpoint if predictors else stock_checkpoint)
+    outcome = command("demo", "--json", "--out", tmp_path)
+    assert outcome.code == 0
+    items = outcome.json()["items"]
+    photographs = [item for item in items if item["expected"] is None]
+    assert len(items) == len(side_by_side.requests()) + len(photographs)
+    names = ["astronaut.jpg", "chelsea.jpg", "coffee.jpg", "rocket.jpg"]
+    assert [item["picture"] for item in photographs] == (names if predictors else [])
+    assert ("no predictors, so no photographs are shown" in outcome.stderr) is not predictors
+    assert len({item["overlay"] for item in items}) == len(items)
+    named = command("demo", "--json", "--out", tmp_path, "--model", checkpoint).json()["items"]
+    assert len(named) == len(side_by_side.requests())

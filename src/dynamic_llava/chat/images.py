@@ -20,6 +20,9 @@ MAX_PIXELS = 64_000_000
 MAX_ASPECT = 100
 """Longest side over shortest side; processors scale the shortest side, so thin strips would grow huge."""
 
+DRAWN, PHOTOGRAPH = ".png", ".jpg"
+"""What bundled pictures of either kind end with."""
+
 UNSUPPORTED_MODES = ("F", "LAB")
 """Floating-point pixels have no defined range, and Pillow cannot turn CIELAB into RGB."""
 
@@ -83,9 +86,15 @@ def _decoded(source: Path | BytesIO, name: str | Path) -> Image.Image:
 
 
 def bundled() -> dict[str, Path]:
-    """Return the files of the pictures that come with this package, by name."""
+    """Return the files of the pictures that come with this package, by name; see also `is_drawn`."""
     folder = Path(str(files("dynamic_llava") / "assets"))
-    return {path.stem: path for path in sorted(folder.glob("*.png"))}
+    return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix in (DRAWN, PHOTOGRAPH)}
+
+
+def is_drawn(path: Path) -> bool:
+    """Return whether a picture is a bundled one of drawn shapes."""
+    found = bundled().get(path.stem)
+    return found is not None and found.suffix == DRAWN and path.resolve() == found.resolve()
 
 
 def as_rgb(image: Image.Image, name: str | Path | None = None) -> Image.Image:

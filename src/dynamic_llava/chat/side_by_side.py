@@ -16,11 +16,12 @@ from rich.text import Text
 from transformers import PreTrainedModel, ProcessorMixin
 
 from dynamic_llava.chat.asking import Reply, ask, dense
-from dynamic_llava.chat.images import open_image
+from dynamic_llava.chat.images import PHOTOGRAPH, bundled, open_image
 from dynamic_llava.chat.view import as_seen, marked, overlay, pieces, save_overlay
 from dynamic_llava.sparsifier import sparsifier_of
 
 MAX_NEW_TOKENS = 256
+DESCRIBE = "Describe the picture in one sentence."
 COUNTS = (
     "image_tokens", "image_tokens_kept", "output_tokens", "output_tokens_kept",
     "kv_bytes", "kv_bytes_dense", "prefill_flops", "prefill_flops_dense",
@@ -29,11 +30,11 @@ COUNTS = (
 
 @dataclass(frozen=True)
 class Request:
-    """One bundled picture with a question and its right answer."""
+    """One bundled picture with a question and its right answer; photographs have no single one."""
 
     picture: str
     question: str
-    expected: str
+    expected: str | None = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Item:
     question: str
     answer: str
     answer_dense: str
-    expected: str
+    expected: str | None
     image_tokens: int
     image_tokens_kept: int
     output_tokens: int
@@ -66,6 +67,12 @@ def requests() -> list[Request]:
     """Read the bundled requests; ``assets/README.md`` says where the pictures come from."""
     listed = json.loads((files("dynamic_llava") / "assets" / "demo.json").read_text(encoding="utf-8"))
     return [Request(**entry) for entry in listed]
+
+
+def photographs() -> list[Request]:
+    """Return requests to describe every bundled photograph."""
+    names = sorted(path.name for path in bundled().values() if path.suffix == PHOTOGRAPH)
+    return [Request(name, DESCRIBE) for name in names]
 
 
 def run(
@@ -92,8 +99,8 @@ def show(item: Item, plain: bool) -> Panel:
     answers.add_column("dense", ratio=1)
     answers.add_column("sparse", ratio=1)
     answers.add_row(
-        _judged(Text(item.answer_dense), item.answer_dense == item.expected),
-        _judged(marked(item.output_words, item.output_words_kept, plain), item.answer == item.expected),
+        _judged(Text(item.answer_dense), item.answer_dense, item.expected),
+        _judged(marked(item.output_words, item.output_words_kept, plain), item.answer, item.expected),
     )
     return Panel(
         Group(answers, Text(item.overlay, style="dim")),
@@ -178,9 +185,12 @@ def _item(
     )
 
 
-def _judged(answer: Text, is_right: bool) -> Text:
+def _judged(shown: Text, answer: str, expected: str | None) -> Text:
+    if expected is None:
+        return shown
+    is_right = answer == expected
     mark = Text("\nright" if is_right else "\nwrong", style="green" if is_right else "red")
-    return Text.assemble(answer, mark)
+    return Text.assemble(shown, mark)
 
 
 def _share(kept: int, total: int, unit: int = 1) -> str:

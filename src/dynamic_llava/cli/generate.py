@@ -7,15 +7,15 @@ from typing import Annotated
 
 import typer
 
-from dynamic_llava.cli.model import prepared
+from dynamic_llava.cli.model import chosen, prepared
 from dynamic_llava.cli.options import (
+    ChosenModel,
     Dense,
     Device,
     Downsample,
     Dtype,
     ImagePolicy,
     Json,
-    Model,
     OtherImageKeepRate,
     OtherTextKeepRate,
     TextPolicy,
@@ -31,7 +31,7 @@ def command(
     prompt: Annotated[
         str, typer.Option(help="Question or request. <image> may mark where each picture belongs.")
     ],
-    model: Model = "nano",
+    model: ChosenModel = None,
     device: Device = None,
     dtype: Dtype = None,
     dense: Dense = False,
@@ -47,18 +47,18 @@ def command(
 
     Example: dynamic-llava generate --image scene-1 --prompt "How many objects are there?"
     """
-    from dynamic_llava.chat.images import bundled, open_image
+    from dynamic_llava.chat.images import bundled, is_drawn, open_image
 
     named = {} if all(path.exists() for path in image) else bundled()
-    # Judged before the slow loading of a checkpoint.
-    pictures = [open_image(path if path.exists() else named.get(str(path), path)) for path in image]
+    paths = [path if path.exists() else named.get(str(path), path) for path in image]
+    pictures = [open_image(path) for path in paths]  # judged before the slow loading of a checkpoint
 
     from transformers import TextStreamer
 
     from dynamic_llava.chat.asking import ask
 
     with prepared(
-        model,
+        chosen(model, all(map(is_drawn, paths))),
         device,
         dtype,
         dense,

@@ -49,6 +49,33 @@ def prepared(
         yield model, smaller
 
 
+def chosen(model: str | None, drawn: bool) -> str:
+    """Return the model that answers: the one that was named, else ``photo`` for photographs, or ``nano``.
+
+    Says which it is where the pictures are not the drawn ones that ``nano`` was trained for.
+
+    Parameters
+    ----------
+    model
+        What the user named.
+    drawn
+        Whether all pictures are bundled ones of drawn shapes.
+    """
+    if model is not None:
+        return model
+    if drawn:
+        return "nano"
+    from dynamic_llava import photo
+
+    if photo.is_installed():
+        typer.echo("note: photo answers, for research use; --model nano asks nano", err=True)
+        return "photo"
+    typer.echo(
+        "note: nano answers, and knows drawn shapes alone; photo sees photographs: docs/photo.md", err=True
+    )
+    return "nano"
+
+
 def load(source: str, device: str | None, dtype: str | None) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Load what a command asks questions with.
 

@@ -28,6 +28,16 @@ Model = Annotated[
         "--model", metavar="DIR_OR_ID", help="Folder of a checkpoint, its name on the hub, or nano."
     ),
 ]
+ChosenModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="DIR_OR_ID",
+        help="Folder of a checkpoint, its name on the hub, nano or photo. Default: photo for photographs, "
+        "where it is installed, and nano.",
+        show_default=False,
+    ),
+]
 
 
 class DType(StrEnum):
