@@ -147,7 +147,7 @@ def test_photo_answers_about_photographs_where_it_is_installed(
     assert list(dict.fromkeys(asked)) == ["nano", model] if installed else {*asked} == {"nano"}
     assert said["scene-1"] == said[drawn] == ""
     assert said["coffee"] == said[picture]
-    assert said["coffee"].startswith(f"note: {model} answers, ")
+    assert said["coffee"].startswith(f"note: {model} answered, ")
     assert command(*ask, "--model", checkpoint).stderr == ""
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dynamic_llava.cli.model import chosen, prepared
+from dynamic_llava.cli.model import ANSWERED, chosen, prepared
 from dynamic_llava.cli.options import (
     ChosenModel,
     Dense,
@@ -57,8 +57,10 @@ def command(
 
     from dynamic_llava.chat.asking import ask
 
+    drawn = all(map(is_drawn, paths))
+    answering = chosen(model, drawn)
     with prepared(
-        chosen(model, all(map(is_drawn, paths))),
+        answering,
         device,
         dtype,
         dense,
@@ -72,6 +74,8 @@ def command(
             None if as_json else TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
         )
         reply = ask(loaded, processor, prompt, pictures, max_new_tokens, streamer)
+    if model is None and not drawn:
+        typer.echo(ANSWERED[answering], err=True)
     if as_json:
         summary = {} if reply.report is None else reply.report.summary()
         print_json({"answer": reply.text, "output_token_ids": reply.token_ids, **summary})

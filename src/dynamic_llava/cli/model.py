@@ -12,6 +12,12 @@ import typer
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
+ANSWERED = {
+    "photo": "note: photo answered, for research use; --model nano asks nano",
+    "nano": "note: nano answered, and knows drawn shapes alone; docs/photo.md has photo, which sees",
+}
+"""What is said of photographs where nobody named a model."""
+
 
 @contextmanager
 def prepared(
@@ -52,28 +58,18 @@ def prepared(
 def chosen(model: str | None, drawn: bool) -> str:
     """Return the model that answers: the one that was named, else ``photo`` for photographs, or ``nano``.
 
-    Says which it is where the pictures are not the drawn ones that ``nano`` was trained for.
-
     Parameters
     ----------
     model
         What the user named.
     drawn
-        Whether all pictures are bundled ones of drawn shapes.
+        Whether all pictures are the bundled ones of drawn shapes, which ``nano`` was trained for.
     """
     if model is not None:
         return model
-    if drawn:
-        return "nano"
     from dynamic_llava import photo
 
-    if photo.is_installed():
-        typer.echo("note: photo answers, for research use; --model nano asks nano", err=True)
-        return "photo"
-    typer.echo(
-        "note: nano answers, and knows drawn shapes alone; photo sees photographs: docs/photo.md", err=True
-    )
-    return "nano"
+    return "photo" if not drawn and photo.is_installed() else "nano"
 
 
 def load(source: str, device: str | None, dtype: str | None) -> tuple[PreTrainedModel, ProcessorMixin]:
