@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from evidence.photo import cells, pages, table
+from evidence.photo.bare import bare
 
 ROOT = Path(__file__).parents[2]
 GAINS = {"learned": 0.0, "fastv": -1.0, "h2o": -1.0}  # of a score, against the learned choice
@@ -119,3 +120,14 @@ def test_a_table_of_one_task_leaves_the_others_out(folder: Path) -> None:
 def test_the_template_names_nothing_that_is_not_filled() -> None:
     names = set(re.findall(r"\{([^}]+)\}", pages.TEMPLATE.read_text(encoding="utf-8")))
     assert names == {*pages.measured({}), *pages.words({}), "splits", "kept"}
+
+
+def test_results_are_committed_without_other_peoples_texts(tmp_path: Path) -> None:
+    path, folder = tmp_path / "photo-flickr8k-dense.json", tmp_path / "whole"
+    examples = [{"image": "1.jpg", "answer": "A dog.", "references": ["Somebody's words."]}]
+    whole = {"task": "flickr8k", "numbers": {"cider": 50.0, "examples": examples}}
+    path.write_text(json.dumps(whole))
+    for _ in range(2):  # the second time there is nothing to take out
+        bare(folder, [path])
+        assert json.loads(path.read_text()) == {"task": "flickr8k", "numbers": {"cider": 50.0}}
+        assert json.loads((folder / path.name).read_text()) == whole
