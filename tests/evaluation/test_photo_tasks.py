@@ -10,6 +10,7 @@ from PIL import Image
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from dynamic_llava.evaluation import evaluate, long_answers, table, tasks, without_examples
+from dynamic_llava.evaluation.batches import encode_questions
 from dynamic_llava.evaluation.references import sentences
 from dynamic_llava.evaluation.wups import Wups, parts
 
@@ -126,6 +127,25 @@ def test_long_answers_measures_time_and_memory_in_the_same_run(
         assert {example["image"] for example in numbers["examples"]} == {"0.png", "1.png", "2.png"}
     assert result["numbers"].keys() == {"dense", "sparse"}
     assert table(result["numbers"]).row_count > 10
+
+
+def test_the_tower_is_part_of_the_prefill(
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    captions: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(long_answers.time, "perf_counter", lambda: now[0])
+
+    def wait(*_: object) -> None:
+        now[0] += 5.0
+
+    timed = long_answers.Timed()
+    with model.model.vision_tower.register_forward_hook(wait):
+        timed(model, encode_questions(processor, long_answers.questions(captions, None)[:1]), 3)
+    assert [clock.prefill for clock in timed.clocks] == [5.0]
+    assert timed.clocks[0].per_token == [0.0, 0.0]
 
 
 def test_a_description_is_asked_for_with_all_captions_as_its_reference(captions: Path) -> None:

@@ -36,9 +36,10 @@ WORDS_TOGETHER = 4  # repetition counts runs of so many words
 
 
 class Clock(BaseStreamer):
-    """Takes the time at which each token of a batch is known."""
+    """Takes the time at which each token of a batch is known, and that at which it was made."""
 
     def __init__(self) -> None:
+        self.started = time.perf_counter()
         self.times: list[float] = []
 
     def put(self, value: Tensor) -> None:
@@ -50,8 +51,11 @@ class Clock(BaseStreamer):
 
     @property
     def prefill(self) -> float:
-        """Seconds from the prompt to the first token; the tower is part of it."""
-        return self.times[1] - self.times[0]
+        """Seconds from the call to the first token; the tower is part of it.
+
+        Some versions of transformers run the tower before they hand on the prompt.
+        """
+        return self.times[1] - self.started
 
     @property
     def per_token(self) -> list[float]:
