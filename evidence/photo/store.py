@@ -131,6 +131,9 @@ def main() -> None:
     parser.add_argument("--metrics", type=Path, nargs="*", default=[], help="results of evaluate")
     given = parser.parse_args()
     metrics = [read_object(path) for path in given.metrics]
+    for path, result in zip(given.metrics, metrics, strict=True):
+        if "numbers" not in result:
+            parser.error(f"{path}: is no result of dynamic-llava evaluate; leave it out")
     base, trained = load_model("photo-base"), load_model(given.model)
     stored = store(base, trained, given.model, given.folder, given.step, metrics)
     print(f"kept {stored.kept:.1%} of the change, {stored.size / 1e6:.1f} MB")

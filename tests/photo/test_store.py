@@ -100,6 +100,18 @@ def test_a_dense_model_has_no_predictors(base: Any, tmp_path: Path) -> None:
     assert store.NONE in card
 
 
+def test_what_is_no_result_of_evaluate_is_refused_before_a_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "kept.json").write_text('{"results": {}}')
+    arguments = ["store", "none", str(tmp_path / "package"), "--metrics", str(tmp_path / "kept.json")]
+    monkeypatch.setattr("sys.argv", arguments)
+    with pytest.raises(SystemExit) as exited:
+        store.main()
+    assert exited.value.code == 2
+    assert "kept.json: is no result of dynamic-llava evaluate; leave it out" in capsys.readouterr().err
+
+
 def test_the_folder_of_the_package_is_the_one_that_is_looked_for() -> None:
     project = Path(store.__file__).parents[2] / "packages" / "photo"
     assert (project / photo_trained.PACKAGE / "__init__.py").is_file()
