@@ -1,10 +1,15 @@
-"""Load a running server with chats by OpenAI's own client, and compare every answer with its lone one.
+"""Load a server with chats by OpenAI's own client, and compare every answer with its lone one.
 
 Chats of 0 to 3 pictures, long and short, some with keep rates of their own, some dense, so many streams at
-once; some clients leave in the midst of an answer. It ends after so many chats or so many seconds, whichever
-comes first. Needs the package openai, and ``dynamic-llava serve`` or ``vllm serve`` with nano in float32:
+once; some clients leave in the midst of an answer. The chats are asked again and again until time is over.
+Needs the package openai. Without an address it starts ``dynamic-llava serve`` with nano and vLLM itself, in
+the environment of make check-vllm; ten minutes on two cores, of which five are under load:
 
-    python -m evidence.serving http://127.0.0.1:8000/v1 --output evidence/results/serving.json
+    python -m evidence.serving --output evidence/results/serving.json
+
+A server that runs already must serve nano in float32:
+
+    python -m evidence.serving http://127.0.0.1:8000/v1 --seconds 60
 """
 
 from __future__ import annotations
@@ -18,9 +23,10 @@ import re
 import shlex
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -38,6 +44,7 @@ from dynamic_llava.data import scenes
 from dynamic_llava.environment import environment
 from dynamic_llava.files import write_json
 from dynamic_llava.vllm.rates import changed
+from evidence import serving_process
 
 TEXTS = ("Describe the picture.", "How many objects are there?", "What color is the largest object?")
 RATES: list[dict[str, Any]] = [{}, {}, {"image_keep_rate": 0.4}, {"text_keep_rate": 0.25}, {"dense": True}]
@@ -73,14 +80,7 @@ def draw(count: int, seed: int = 0) -> list[Chat]:
     drawn = []
     for number in range(count):
         pictures = [scenes.scene(rng.randrange(10_000), "heldout").draw() for _ in range(rng.randint(0, 3))]
-        rates: list[dict[str, Any]] = [
-            {},
-            {},
-            {"image_keep_rate": 0.4},
-            {"text_keep_rate": 0.25},
-            {"dense": True},
-        ]
-        drawn.append(Chat(rng.choice(TEXTS), pictures, rng.randint(1, 60), rates[number % len(rates)]))
+        drawn.append(Chat(rng.choice(TEXTS), pictures, rng.randint(1, 60), RATES[number % len(RATES)]))
     return drawn
 
 
@@ -100,7 +100,7 @@ def answered(chats: Sequence[Chat]) -> list[Chat]:
         prompt = apply_template(processor, turns(chat), add_generation_prompt=True)
         tokens = greedy(model, encode(processor, [prompt], list(chat.pictures)), chat.longest)[0].tolist()
         text = processor.decode(tokens, skip_special_tokens=True)
-        found.append(Chat(chat.text, chat.pictures, chat.longest, chat.sparsity, text))
+        found.append(replace(chat, answer=text))
     return found
 
 
@@ -143,30 +143,39 @@ async def ask(client: Any, model: str, number: int, chat: Chat, found: Found) ->
         found.wrong.append({"chat": number, "said": text, "alone": chat.answer})
 
 
-async def load(address: str, key: str, chats: Sequence[Chat], streams: int, seconds: float) -> dict[str, Any]:
-    """Ask chats, so many at once, until all are asked or the time is over."""
+async def load(
+    address: str, key: str, chats: Sequence[Chat], streams: int, seconds: float, most: int | None = None
+) -> dict[str, Any]:
+    """Ask chats over and over, so many at once, until the time is over or so many are asked."""
     from openai import AsyncOpenAI
 
-    client, found, waiting = (
-        AsyncOpenAI(base_url=address, api_key=key or "none", max_retries=0),
-        Found(),
-        list(enumerate(chats)),
-    )
+    client, found, asked = AsyncOpenAI(base_url=address, api_key=key or "none", max_retries=0), Found(), 0
     model = (await client.models.list()).data[0].id
     started = time.perf_counter()
 
     async def work() -> None:
-        while waiting and time.perf_counter() - started < seconds:
-            await ask(client, model, *waiting.pop(0), found)
+        nonlocal asked
+        while time.perf_counter() - started < seconds and (most is None or asked < most):
+            number, asked = asked, asked + 1
+            await ask(client, model, number, chats[number % len(chats)], found)
 
     await asyncio.gather(*(work() for _ in range(streams)))
     took = time.perf_counter() - started
     return {
-        "streams": streams, "asked": len(chats) - len(waiting), "right": found.right, "wrong": found.wrong,
-        "lost": found.lost, "left_by_their_clients": found.left, "seconds": took,
+        "streams": streams, "different_chats": len(chats), "asked": asked, "right": found.right,
+        "wrong": found.wrong, "lost": found.lost, "left_by_their_clients": found.left, "seconds": took,
         "requests_per_second": found.right / took, "pieces_per_second": found.tokens / took,
         "median_seconds_to_first_piece": statistics.median(found.first_seconds or [0.0]),
     }  # fmt: skip
+
+
+def load_new_server(chats: Sequence[Chat], streams: int, seconds: float) -> dict[str, Any]:
+    """Start a server of nano, load it, and end it."""
+    with tempfile.TemporaryDirectory() as folder:
+        line = serving_process.vllm_line()
+        with serving_process.running(line, Path(folder) / "log") as server:
+            numbers = asyncio.run(load(f"{server.address}/v1", "", chats, streams, seconds))
+    return numbers | {"server": shlex.join(["dynamic-llava", *line[3:]])}
 
 
 def main() -> int:
@@ -174,24 +183,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("address", help="of the API, such as http://127.0.0.1:8000/v1")
+    parser.add_argument("address", nargs="?", help="of the API; without it a server is started")
     parser.add_argument("--key", default="", help="what the server asks for")
-    parser.add_argument("--requests", type=int, default=400)
+    parser.add_argument("--requests", type=int, default=200, help="different chats")
     parser.add_argument("--streams", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=300, help="no chat begins after them")
-    parser.add_argument("--server", default="", help="what serves, for the result: its command")
     parser.add_argument("--output", type=Path, help="also write the result to this JSON file")
     options = parser.parse_args()
     chats = answered(draw(options.requests))
-    numbers = asyncio.run(load(options.address, options.key, chats, options.streams, options.seconds))
+    if options.address:
+        numbers = asyncio.run(load(options.address, options.key, chats, options.streams, options.seconds))
+    else:
+        numbers = load_new_server(chats, options.streams, options.seconds)
     print(json.dumps(numbers))
     if options.output:
         given = re.sub(r"--key\S* \S+", "", shlex.join(sys.argv[1:]))
-        head = {
-            "command": f"python -m evidence.serving {given}",
-            "commit": described(),
-            "server": options.server,
-        }
+        head = {"command": f"python -m evidence.serving {given}", "commit": described()}
         write_json(options.output, head | {"numbers": numbers} | environment(torch.device("cpu")))
     return int(bool(numbers["wrong"] or numbers["lost"]))
 
