@@ -18,7 +18,7 @@ pytest.importorskip("starlette", reason="starlette is not installed; the extra s
 
 from tests.command_line import Command, refused
 
-from dynamic_llava.cli.serve import vllm_command
+from dynamic_llava.cli.serve import vllm_command, vllm_environment
 
 
 def test_what_cannot_be_served_is_refused(command: Command) -> None:
@@ -35,6 +35,15 @@ def test_vllm_gets_what_it_needs(checkpoint: Path) -> None:
     assert "--allowed-media-domains none.invalid" in text  # nothing is fetched
     assert "--shutdown-timeout 120" in text
     assert line[-2:] == ["--max-model-len", "100"]
+
+
+def test_vllm_gets_bounds_and_the_key_by_its_environment() -> None:
+    found = vllm_environment({"HOME": "x", "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "1"}, "secret")
+    assert (found["HOME"], found["VLLM_API_KEY"]) == ("x", "secret")
+    assert found["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
+    assert found["VLLM_MAX_IMAGE_PIXELS"] == "16000000"
+    assert vllm_environment({"VLLM_MAX_IMAGE_PIXELS": "9"}, "")["VLLM_MAX_IMAGE_PIXELS"] == "9"
+    assert "VLLM_API_KEY" not in vllm_environment({}, "")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM is not sent there")

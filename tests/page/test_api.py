@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -145,6 +146,7 @@ PICTURES = [
     ("data:image/png;base64,", "picture 1: "),
     (RED[:82], "picture 1: "),
     (address(Image.new("L", (200, 200))), "200 x 200 pixels, the server takes 10,000"),
+    (address(Image.new("L", (1, 101))), "1 x 101 pixels, a side is over 100 times the other"),
     ("https://example.org/cat.png", "fetches no pictures"),
     ("http://127.0.0.1/cat.png", "fetches no pictures"),
     ("file:///etc/passwd", "fetches no pictures"),
@@ -174,6 +176,27 @@ def test_a_long_body_is_refused_with_and_without_a_length(client: TestClient) ->
     data = b" " * (LIMITS.body_bytes + 1)
     assert client.post(CHAT, content=data).status_code == 413
     assert client.post(CHAT, content=iter([data])).status_code == 413
+
+
+@pytest.mark.parametrize("length", [b"1" * 5000, b"x", b"-1"])
+def test_a_length_that_is_no_number_is_refused(client: TestClient, length: bytes) -> None:
+    assert client.post(CHAT, content=b"{}", headers={b"content-length": length}).status_code == 413
+
+
+def test_a_client_that_leaves_within_its_body_is_no_fault(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    messages = [{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}]
+
+    async def receive() -> Any:
+        return messages.pop(0)
+
+    async def send(message: Any) -> None:
+        pass
+
+    scope = {"type": "http", "method": "POST", "path": CHAT, "headers": [], "query_string": b""}
+    asyncio.run(build(engine, LIMITS)(scope, receive, send))  # raises nothing
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import json
+import struct
+import zlib
 from typing import Any
 
 import pytest
@@ -11,10 +15,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
+from tests.page.conftest import RED
 
-from dynamic_llava.page.beside_vllm import Beside, with_xargs
+from dynamic_llava.page.beside_vllm import Beside, checked
+from dynamic_llava.page.limits import Limits
 
 CHAT = "/v1/chat/completions"
+LIMITS = Limits(pixels=10_000)
 
 
 async def echo(request: Request) -> JSONResponse:
@@ -22,9 +29,13 @@ async def echo(request: Request) -> JSONResponse:
     return JSONResponse({"body": json.loads(data), "length": int(request.headers["content-length"])})
 
 
+PATHS = (CHAT, "/v1/completions", "/v1/messages", "/invocations", "/scale_elastic_ep", "/tokenize")
+
+
 @pytest.fixture(scope="module")
 def client() -> TestClient:
-    return TestClient(Beside(Starlette(routes=[Route(CHAT, echo, methods=["POST"])])))
+    routes = [Route(path, echo, methods=["POST"]) for path in PATHS]
+    return TestClient(Beside(Starlette(routes=routes), LIMITS))
 
 
 def test_it_serves_the_page(client: TestClient) -> None:
@@ -37,12 +48,12 @@ def test_rates_go_where_vllm_hands_them_on(client: TestClient) -> None:
     asked = {"messages": [], "sparsity": {"dense": True, "image_keep_rate": 0.3, "explain": True}}
     found: dict[str, Any] = client.post(CHAT, json=asked | {"vllm_xargs": {"mine": 1}}).json()
     assert found["body"] == {"messages": [], "vllm_xargs": {"mine": 1, "dense": 1, "image_keep_rate": 0.3}}
-    assert found["length"] == len(with_xargs(json.dumps(asked | {"vllm_xargs": {"mine": 1}}).encode()))
+    assert found["length"] == len(checked(json.dumps(asked | {"vllm_xargs": {"mine": 1}}).encode(), LIMITS))
 
 
 @pytest.mark.parametrize("data", [b"{", b"[]", b'{"messages": []}', b"\xff"])
 def test_other_bodies_stay_as_they_are(data: bytes) -> None:
-    assert with_xargs(data) == data
+    assert checked(data, LIMITS) == data
 
 
 @pytest.mark.parametrize("wrong", ['{"sparsity": 1}', '{"sparsity": {}, "vllm_xargs": 1}'])
@@ -54,3 +65,61 @@ def test_what_is_no_object_is_refused(client: TestClient, wrong: str) -> None:
 
 def test_long_bodies_are_refused(client: TestClient) -> None:
     assert client.post(CHAT, content=b" " * ((32 << 20) + 1)).status_code == 413
+
+
+@pytest.mark.parametrize("path", ["/invocations", "/scale_elastic_ep"])
+def test_what_vllm_serves_without_the_key_is_closed(client: TestClient, path: str) -> None:
+    answer = client.post(path, json={})
+    assert answer.status_code == 404
+    assert answer.json()["error"]["message"] == f"POST {path} is not served here, see docs/serving.md"
+    assert client.post("/tokenize", json={}).status_code == 200
+
+
+def bomb(width: int, height: int) -> str:
+    """Return a picture whose header promises so many pixels."""
+    data = bytearray(base64.b64decode(RED.partition(",")[2]))
+    data[16:24] = struct.pack(">II", width, height)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    return base64.b64encode(data).decode()
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [((200, 200), "200 x 200 pixels"), ((1, 101), "over 100 times"), ((40_000, 40_000), "64 megapixels")],
+)
+@pytest.mark.parametrize("form", ["openai", "anthropic"])
+def test_pictures_that_grow_too_large_do_not_reach_vllm(
+    client: TestClient, size: tuple[int, int], said: str, form: str
+) -> None:
+    if form == "openai":
+        part: dict[str, Any] = {"image_url": {"url": "data:image/png;base64," + bomb(*size)}}
+        path = CHAT
+    else:
+        part = {"source": {"type": "base64", "media_type": "image/png", "data": bomb(*size)}}
+        path = "/v1/messages"
+    answer = client.post(path, json={"messages": [{"role": "user", "content": [part]}]})
+    assert answer.status_code == 400
+    assert said in answer.json()["error"]["message"]
+
+
+def test_a_client_that_leaves_within_its_body_asks_nothing() -> None:
+    reached: list[Any] = []
+
+    async def vllm(scope: Any, receive: Any, send: Any) -> None:
+        reached.append(await receive())
+
+    said: list[Any] = []
+    messages = [
+        {"type": "http.request", "body": b'{"messages": []}', "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+
+    async def receive() -> Any:
+        return messages.pop(0)
+
+    async def send(message: Any) -> None:
+        said.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": CHAT, "headers": []}
+    asyncio.run(Beside(vllm)(scope, receive, send))
+    assert (reached, said) == ([], [])

@@ -68,10 +68,18 @@ def read_image(data: bytes, name: str) -> Image.Image:
 
 
 def size_of(data: bytes) -> tuple[int, int]:
-    """Return width and height of a picture file in memory; zeros where it is none: `read_image` says why."""
+    """Return width and height of a picture file in memory; zeros where it is none: `read_image` says why.
+
+    Raises
+    ------
+    ValueError
+        It has so many pixels that Pillow does not even read its header.
+    """
     try:
         with Image.open(BytesIO(data)) as header:
             return header.size
+    except Image.DecompressionBombError as error:
+        raise ValueError(_too_large()) from error
     except Exception:  # a broken file may raise anything
         return 0, 0
 

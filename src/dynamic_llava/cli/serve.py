@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +14,7 @@ import typer
 
 from dynamic_llava.cli.model import load
 from dynamic_llava.cli.options import Device, Dtype, Model
+from dynamic_llava.page.limits import Limits
 
 DRAIN = 120
 """Seconds that vLLM gives answers under way when it is told to end."""
@@ -57,14 +59,14 @@ def command(
     if importlib.util.find_spec("starlette") is None or importlib.util.find_spec("uvicorn") is None:
         raise ValueError('serve needs a web server: pip install "dynamic-llava[serve]"')
     if has_vllm and engine is not Engine.TRANSFORMERS:
-        _become(vllm_command(model, host, port, hosts, dtype, options or []), api_key)
+        line = vllm_command(model, host, port, hosts, dtype, options or [])
+        os.execve(line[0], line, vllm_environment(os.environ, api_key))  # it then gets this process's signals
     if options:
         raise ValueError(f"{options[0]}: without vLLM there are no further options")
     import uvicorn
 
     from dynamic_llava.page import app
     from dynamic_llava.page.engine import Engine as Answering
-    from dynamic_llava.page.limits import Limits
 
     loaded, processor = load(model, device, dtype)
     limits = Limits(picture_hosts=hosts, new_tokens=max_new_tokens)
@@ -107,8 +109,8 @@ def model_name(model: str) -> str:
     return Path(model).resolve().name if Path(model).is_dir() else model
 
 
-def _become(line: list[str], api_key: str) -> None:
-    """Turn this process into vLLM's server, which then gets its signals."""
-    key = {"VLLM_API_KEY": api_key} if api_key else {}  # a command line can be read by everyone here
-    sys.stdout.flush()
-    os.execve(line[0], line, os.environ | {"VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0"} | key)
+def vllm_environment(around: Mapping[str, str], api_key: str) -> dict[str, str]:
+    """Return the environment of vLLM's server: bounds on pictures, and the key, for all can read commands."""
+    key = {"VLLM_API_KEY": api_key} if api_key else {}
+    largest = {"VLLM_MAX_IMAGE_PIXELS": str(Limits().pixels)}
+    return {**largest, **around, "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0", **key}

@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
@@ -62,7 +62,12 @@ def build(engine: Engine, limits: Limits, key: str = "") -> Starlette:
             Mount("/static", StaticFiles(directory=STATIC)),
         ],
         middleware=[Middleware(Guard, key=key, body_bytes=limits.body_bytes)],
-        exception_handlers={Refused: refused, HTTPException: not_found, Exception: broken},
+        exception_handlers={
+            Refused: refused,
+            ClientDisconnect: left,
+            HTTPException: not_found,
+            Exception: broken,
+        },
         lifespan=lifespan,
     )
 
@@ -167,6 +172,11 @@ async def refused(request: Request, error: Exception) -> Response:
     """Answer what was refused."""
     said = cast(Refused, error)
     return JSONResponse(said.body(), said.status)
+
+
+async def left(request: Request, error: Exception) -> Response:
+    """Answer a client that left in the midst of its body; nobody reads it."""
+    return Response(status_code=400)
 
 
 async def not_found(request: Request, error: Exception) -> Response:

@@ -6,6 +6,8 @@ import json
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -14,44 +16,58 @@ from dynamic_llava.page.app import STATIC, page
 from dynamic_llava.page.errors import Refused
 from dynamic_llava.page.guard import Guard, refuse
 from dynamic_llava.page.limits import Limits
+from dynamic_llava.page.pictures import check_inline
 
-CHAT = "/v1/chat/completions"
+ASKS_FOR_THE_KEY = ("/v1/", "/v2/", "/inference/", "/cohere/")
+OPEN = ("/health", "/ping", "/load", "/version", "/metrics", "/tokenize", "/detokenize", "/openapi.json")
+"""What is served of vLLM: it asks for the key before the first, and answers the others to everyone. Others, such
+as /invocations and /scale_elastic_ep, are closed: they would chat and change the engine without the key."""
 
 
 class Beside:
-    """Serves the page, bounds bodies, and puts ``sparsity`` where vLLM hands it on to the plugin.
+    """Serves the page, bounds what comes in, and puts ``sparsity`` where vLLM hands it on to the plugin.
 
     Parameters
     ----------
     app
         vLLM's server.
+    limits
+        Bounds on bodies and pictures.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, limits: Limits | None = None) -> None:
         self._page = Starlette(routes=[Route("/", page), Mount("/static", StaticFiles(directory=STATIC))])
-        self._vllm = app
+        self._vllm, self._limits = app, limits or Limits()
         # The key is vLLM's own affair.
-        self._guarded = Guard(self._route, key="", body_bytes=Limits().body_bytes)
+        self._guarded = Guard(self._route, key="", body_bytes=self._limits.body_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request, or let vLLM do it."""
         await self._guarded(scope, receive, send)
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope.get("path", "")
-        if scope["type"] == "http" and (path == "/" or path.startswith("/static/")):
+        if scope["type"] != "http":
+            await self._vllm(scope, receive, send)
+            return
+        path = scope["path"]
+        if path == "/" or path.startswith("/static/"):
             await self._page(scope, receive, send)
-        elif scope["type"] == "http" and path == CHAT and scope["method"] == "POST":
-            await self._chat(scope, receive, send)
+        elif not (path.startswith(ASKS_FOR_THE_KEY) or path in OPEN):
+            said = Refused(f"{scope['method']} {path} is not served here, see docs/serving.md", status=404)
+            await refuse(said, scope, receive, send)
+        elif scope["method"] == "POST":
+            await self._post(scope, receive, send)
         else:
             await self._vllm(scope, receive, send)
 
-    async def _chat(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _post(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            body = with_xargs(await whole(receive))
+            body = await run_in_threadpool(checked, await whole(receive), self._limits)
         except Refused as error:
             await refuse(error, scope, receive, send)
             return
+        except ClientDisconnect:
+            return  # half of a body is no request
         lengths = {b"content-length", b"transfer-encoding"}
         headers = [pair for pair in scope["headers"] if pair[0] not in lengths]
         headers.append((b"content-length", str(len(body)).encode()))
@@ -69,21 +85,36 @@ class Beside:
 
 
 async def whole(receive: Receive) -> bytes:
-    """Return the body of a request."""
+    """Return the body of a request.
+
+    Raises
+    ------
+    ClientDisconnect
+        Its client left before it was complete.
+    """
     parts: list[bytes] = []
     while True:
         message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
         parts.append(message.get("body", b""))
         if not message.get("more_body", False):
             return b"".join(parts)
 
 
-def with_xargs(data: bytes) -> bytes:
-    """Return a chat's body with ``sparsity`` moved into ``vllm_xargs``; what is no chat stays as it is."""
+def checked(data: bytes, limits: Limits) -> bytes:
+    """Return a body with ``sparsity`` moved into ``vllm_xargs``; what is no JSON object stays as it is.
+
+    Raises
+    ------
+    Refused
+        A picture in it has too many pixels, or ``sparsity`` is of no use.
+    """
     try:
         body: Any = json.loads(data)
     except (ValueError, RecursionError):
         return data  # vLLM says what is wrong
+    check_inline(body, limits)
     if not isinstance(body, dict) or "sparsity" not in body:
         return data
     asked, others = body.pop("sparsity"), body.get("vllm_xargs") or {}

@@ -11,6 +11,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from dynamic_llava.page.errors import Refused
 
 
+DIGITS = 18  # Python refuses to read numbers of thousands of them
+
+
 class Guard:
     """Asks for the key before ``/v1``, and refuses bodies that are too long, also those of unknown length.
 
@@ -42,7 +45,7 @@ class Guard:
             )
             return
         length = headers.get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > self._longest:
+        if not length.isdigit() or len(length) > DIGITS or int(length) > self._longest:
             await refuse(self._too_long(), scope, receive, send)
             return
         seen = 0

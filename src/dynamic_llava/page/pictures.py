@@ -8,16 +8,20 @@ import http.client
 import ipaddress
 import socket
 import ssl
+from contextlib import suppress
+from typing import Any
 from urllib.parse import urlsplit
 
 from PIL import Image
 
-from dynamic_llava.chat.images import read_image, size_of
+from dynamic_llava.chat.images import MAX_ASPECT, read_image, size_of
 from dynamic_llava.page.errors import Refused
 from dynamic_llava.page.limits import Limits
 
 PARAM = "messages"
 SECONDS = 10
+SHORTEST = 32
+"""No picture has fewer characters in base64."""
 
 
 def read_picture(address: str, number: int, limits: Limits) -> Image.Image:
@@ -37,13 +41,41 @@ def read_picture(address: str, number: int, limits: Limits) -> Image.Image:
     """
     name = f"picture {number}"
     data = inline(address, name) if address.startswith("data:") else fetched(address, name, limits)
-    width, height = size_of(data)
-    if width * height > limits.pixels:
-        raise Refused(f"{name}: {width} x {height} pixels, the server takes {limits.pixels:,}", PARAM)
+    check_size(data, name, limits)
     try:
         return read_image(data, name)
     except ValueError as error:
         raise Refused(str(error), PARAM) from error
+
+
+def check_size(data: bytes, name: str, limits: Limits) -> None:
+    """Refuse a picture that would grow too large: by its pixels, or where a processor scales its short side."""
+    try:
+        width, height = size_of(data)
+    except ValueError as error:
+        raise Refused(f"{name}: {error}", PARAM) from error
+    if width * height > limits.pixels:
+        raise Refused(f"{name}: {width} x {height} pixels, the server takes {limits.pixels:,}", PARAM)
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise Refused(
+            f"{name}: {width} x {height} pixels, a side is over {MAX_ASPECT} times the other", PARAM
+        )
+
+
+def check_inline(body: Any, limits: Limits) -> None:
+    """Refuse a body of JSON if a picture somewhere in it is too large; what is broken is not judged here."""
+    waiting, number = [body], 0
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+        elif isinstance(value, str) and len(value) >= SHORTEST:
+            number += 1
+            _, _, encoded = value.rpartition(",") if value.startswith("data:") else ("", "", value)
+            with suppress(binascii.Error, ValueError):
+                check_size(base64.b64decode(encoded, validate=True), f"picture {number}", limits)
 
 
 def inline(address: str, name: str) -> bytes:
