@@ -10,7 +10,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dynamic_llava.page.errors import Refused
 
-
 DIGITS = 18  # Python refuses to read numbers of thousands of them
 
 

@@ -49,7 +49,7 @@ def read_picture(address: str, number: int, limits: Limits) -> Image.Image:
 
 
 def check_size(data: bytes, name: str, limits: Limits) -> None:
-    """Refuse a picture that would grow too large: by its pixels, or where a processor scales its short side."""
+    """Refuse a picture that would grow too large: by its pixels, or once its short side is scaled."""
     try:
         width, height = size_of(data)
     except ValueError as error:
