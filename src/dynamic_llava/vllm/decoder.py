@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vllm.compilation.backends import set_model_tag
 from vllm.compilation.decorators import support_torch_compile
 from vllm.forward_context import get_forward_context
+from vllm.sequence import IntermediateTensors
 
 from dynamic_llava.sparsifier import Sparsifier
 from dynamic_llava.vllm.attention import deferred_groups, make_sparse, see_all, see_selected
@@ -22,7 +23,7 @@ from dynamic_llava.vllm.selection import Selecting, Selection
 
 # vLLM finds compiled code on disk by the place of `forward` in its file and by the engine's config. So the
 # halves cannot be one class: the upper one would be given the code of the lower one.
-@support_torch_compile(dynamic_arg_dims={"positions": -1, "hidden": 0})
+@support_torch_compile(dynamic_arg_dims={"positions": -1, "hidden": 0, "added": 0})
 class Lower(nn.Module):
     """The layers < l, compiled on their own."""
 
@@ -30,11 +31,15 @@ class Lower(nn.Module):
         super().__init__()
         self.layers = layers
 
-    def forward(self, positions: torch.Tensor, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run the layers; what they return waits to be added up."""
+    def forward(
+        self, positions: torch.Tensor, hidden: torch.Tensor, added: IntermediateTensors | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run the layers, with what is added behind the first ones; what they return waits to be added up."""
+        extra = [] if added is None else list(added.tensors.values())
         state: tuple[Any, Any] = (hidden, None)
-        for layer in self.layers:
-            state = layer(positions, *state)
+        for number, layer in enumerate(self.layers):
+            hidden, residual = layer(positions, *state)
+            state = (hidden + extra[number] if number < len(extra) else hidden, residual)
         return state
 
 
@@ -77,10 +82,6 @@ class SparseDecoder(nn.Module):
     def __init__(self, vllm_config: Any, decoder: Any, sparsifier: Sparsifier) -> None:
         super().__init__()
         split, layers = sparsifier.config.layer, decoder.layers
-        if not split < len(layers):
-            raise ValueError(
-                f"the sparsifier begins at layer {split}, but the model has {len(layers)} layers"
-            )
         for layer in layers[split:]:
             make_sparse(layer.self_attn.attn)
         self.names = [layer.self_attn.attn.layer_name for layer in layers[split:]]
@@ -99,9 +100,19 @@ class SparseDecoder(nn.Module):
         )
         self.report: Report | None = None
 
-    def forward(self, hidden_NC: Tensor, positions: Tensor) -> Tensor:
-        """Return the last hidden states, ``[N, C]``; 0 where a token was dropped."""
-        lower_NC, residual_NC = self.below(positions, hidden_NC)
+    def forward(
+        self, hidden_NC: Tensor, positions: Tensor, added: IntermediateTensors | None = None
+    ) -> Tensor:
+        """Return the last hidden states, ``[N, C]``; 0 where a token was dropped.
+
+        Parameters
+        ----------
+        positions
+            Of each token, or three of each.
+        added
+            What the model adds to the hidden states behind its first layers, in their order; all are dense.
+        """
+        lower_NC, residual_NC = self.below(positions, hidden_NC, added)
         selection = self._select(lower_NC + residual_NC)
         if selection is None:
             return self.above(positions, lower_NC, residual_NC)

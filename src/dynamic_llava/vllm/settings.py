@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vllm.config.compilation import CUDAGraphMode
+from vllm.config.multimodal import VideoDummyOptions
 from vllm.logger import init_logger
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 from vllm.utils.import_utils import resolve_obj_by_qualname
@@ -82,6 +83,7 @@ def refused_methods(config: SparsityConfig) -> list[str]:
 def refused_settings(vllm_config: Any) -> list[str]:
     """Return which settings of an engine do not go together with a sparse checkpoint, one line each."""
     parallel, scheduler = vllm_config.parallel_config, vllm_config.scheduler_config
+    vision = getattr(vllm_config.model_config.hf_config, "vision_config", None)
     refused = {
         "speculative decoding: what was dropped cannot be brought back": vllm_config.speculative_config,
         "--kv-transfer-config: other engines do not know which tokens were dropped": (
@@ -92,6 +94,9 @@ def refused_settings(vllm_config: Any) -> list[str]:
             parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1
         ),
         "--enable-dbo: it splits a batch in two": parallel.enable_dbo,
+        "a Pixtral tower: marks stand between the lines of its pictures, they would be dropped too": (
+            vision is not None and vision.model_type == "pixtral"
+        ),
         "--enable-lora: not tested": vllm_config.lora_config,
         "--disable-hybrid-kv-cache-manager: dense and sparse layers have blocks of their own": (
             scheduler.disable_hybrid_kv_cache_manager
@@ -130,6 +135,8 @@ def set_needed(vllm_config: Any) -> None:
         name = "SparseScheduler" if scheduler.async_scheduling is False else "AsyncSparseScheduler"
         scheduler.scheduler_cls = f"{ROOM}.scheduler.{name}"
     vllm_config.parallel_config.worker_cls = worker_name()
+    # A video's tokens have timestamps between them, which its place in the prompt does not tell apart.
+    vllm_config.model_config.multimodal_config.limit_per_prompt["video"] = VideoDummyOptions(count=0)
     vllm_config.compilation_config.cudagraph_mode = CUDAGraphMode.NONE  # tokens are selected in between
     judge = "Fixed" if rates.settings(vllm_config.additional_config).get("fixed") else "Checked"
     judge += "V2" if vllm_config.use_v2_model_runner else "V1"
