@@ -38,6 +38,11 @@ from dynamic_llava.vllm.scheduler import AsyncSparseScheduler
 BLOCK = 32
 """Tokens of a K/V block, the fewest that vLLM's attention takes on a CPU."""
 
+KEPT = (
+    "image_tokens", "image_tokens_kept", "output_tokens", "output_tokens_kept", "kv_bytes", "kv_bytes_dense",
+)  # fmt: skip
+"""What of a report vLLM returns as well."""
+
 TEXTS = (
     "Describe the picture.",
     "What is there?",
@@ -57,11 +62,12 @@ class Asked:
 
 @dataclass(frozen=True)
 class Alone:
-    """What transformers' ``generate`` answers to a request alone, and the slots of its layers >= l then."""
+    """What ``generate`` answers to a request alone, the slots of its layers >= l then, and its report."""
 
     tokens: list[int]
     prompt: int
     slots: int
+    kept: dict[str, int]
 
 
 @dataclass
@@ -69,6 +75,7 @@ class Run:
     """What came out of an engine."""
 
     answers: dict[int, list[int]] = field(default_factory=dict)
+    kept: dict[int, dict[str, int]] = field(default_factory=dict)
     steps: int = 0
     peak_blocks: int = 0
     most_rows: int = 0
@@ -143,11 +150,12 @@ def alone(model: Any, processor: Any, asked: Asked) -> Alone:
         inputs = encode(processor, [asked.prompt], list(asked.images))
         tokens = greedy(model, inputs, asked.longest)[0].tolist()
         report = model.sparsifier.report
-        held = int(report.kv_lengths[-1, 0])
+        held, summary = int(report.kv_lengths[-1, 0]), report.summary()
+        kept = {name: int(summary[name]) for name in KEPT}
         last_stays = bool(report.text_kept[0][-1]) if len(report.text_kept[0]) else True
     finally:
         model.sparsifier.config = config
-    return Alone(tokens, inputs["input_ids"].shape[1], held + (not last_stays))
+    return Alone(tokens, inputs["input_ids"].shape[1], held + (not last_stays), kept)
 
 
 @contextmanager
@@ -200,6 +208,7 @@ def serve(
         names = {output.request_id: output for output in core.step() if output.finished}
         for name, output in names.items():
             run.answers[int(name)] = list(output.outputs[0].token_ids)
+            run.kept[int(name)] = (output.kv_transfer_params or {}).get("sparsity", {})
         run.steps += 1
         for number in due.pop(run.steps, ()):
             if number not in run.answers:

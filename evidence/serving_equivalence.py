@@ -62,7 +62,7 @@ def compare(case: str, folder: Path, count: int) -> dict[str, Any]:
         run = serving_engine.serve(llm, asked, each=3, aborted=aborted)
     expected = {number: answer.tokens for number, answer in enumerate(alone) if number not in aborted}
     wrong = [number for number, tokens in expected.items() if run.answers.get(number) != tokens]
-    counts = {name: value for name, value in asdict(run).items() if name != "answers"}
+    counts = {name: value for name, value in asdict(run).items() if name not in ("answers", "kept")}
     return {
         "equal": len(expected) - len(wrong),
         "of": len(expected),

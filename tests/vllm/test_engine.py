@@ -48,6 +48,7 @@ def test_every_answer_is_that_of_its_request_alone(llm: Any, asked: list[Asked],
     run = serving_engine.serve(llm, asked, each=3, aborted=[aborted])
     expected = {number: answer.tokens for number, answer in enumerate(alone) if number != aborted}
     assert run.answers == expected
+    assert run.kept == {number: alone[number].kept for number in expected}
     assert (run.blocks_left, run.entries_left) == (0, 0)
 
 
@@ -95,3 +96,14 @@ def test_a_stock_checkpoint_stays_stock(tmp_path: Path) -> None:
     with serving_engine.engine(folder) as made:
         (kind,) = made.llm_engine.apply_model(type)
     assert kind is LlavaForConditionalGeneration
+
+
+@pytest.mark.slow
+def test_two_workers_answer_as_one(asked: list[Asked], alone: list[Alone]) -> None:
+    # Each has half of the heads, and the same predictors.
+    with serving_engine.engine(resolve("nano"), tensor_parallel_size=2, **TIGHT) as made:
+        run = serving_engine.serve(made, asked, each=3)
+    assert run.answers == {number: answer.tokens for number, answer in enumerate(alone)}
+    assert (run.blocks_left, run.entries_left) == (0, 0)
+    kept = alone[0].kept
+    assert run.kept[0] == kept | {name: kept[name] // 2 for name in ("kv_bytes", "kv_bytes_dense")}

@@ -80,6 +80,10 @@ class Book:
         if request_id in self._entries:
             self._entries[request_id].told = told
 
+    def entry(self, request_id: str) -> Entry:
+        """Return the entry of a request."""
+        return self._entries[request_id]
+
     def slots(self, request_id: str, tokens: int) -> int:
         """Return how many slots a request needs for its first ``tokens`` tokens."""
         return self._entries[request_id].slots(tokens)

@@ -11,7 +11,7 @@ from vllm.v1.request import Request
 
 from dynamic_llava.adapter import Adapter
 from dynamic_llava.vllm.book import Book, Entry, Span, Told
-from dynamic_llava.vllm.memory import SparseManager
+from dynamic_llava.vllm.memory import SparseManager, SparseSpec
 from dynamic_llava.vllm.rates import request_rates, server_config
 
 
@@ -23,6 +23,7 @@ class SparseScheduler(Scheduler):
         trained = Adapter.read(vllm_config.model_config.model).config
         self.sparsity = server_config(trained, vllm_config.additional_config)
         self.book = Book()
+        self._bytes = token_bytes(self.kv_cache_config.kv_cache_groups)
         for manager in self.kv_cache_manager.coordinator.single_type_managers:
             if isinstance(manager, SparseManager):
                 manager.book = self.book
@@ -61,6 +62,29 @@ class SparseScheduler(Scheduler):
                 self.book.tell(request_id, Told(tokens, held))
         return super().update_from_output(scheduler_output, model_runner_output)
 
+    def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
+        """Send along what was kept, in the one field that vLLM hands on from here to its clients."""
+        kept = self._kept(request)
+        transferred, others = super()._free_request(request, *args, **kwargs)
+        return {**(transferred or {}), "sparsity": kept}, others
+
+    def _kept(self, request: Request) -> dict[str, int]:
+        """Return what a request kept, and its K/V bytes on each device, by the names of our reports."""
+        entry, prompt = self.book.entry(request.request_id), request.num_prompt_tokens
+        told = entry.told or Told(0, 0)
+        dropped = sum(drops for _, drops in entry.drops)
+        outputs = max(0, told.tokens - prompt)
+        image_tokens = sum(count for _, count in pictures(request.mm_features))
+        dense, sparse = self._bytes
+        return {
+            "image_tokens": image_tokens,
+            "image_tokens_kept": image_tokens - dropped,
+            "output_tokens": outputs,
+            "output_tokens_kept": told.held - prompt + dropped if outputs else 0,
+            "kv_bytes": told.tokens * dense + told.held * sparse,
+            "kv_bytes_dense": told.tokens * (dense + sparse),
+        }
+
     def _free_blocks(self, request: Request) -> None:
         super()._free_blocks(request)
         self.book.close(request.request_id)
@@ -68,6 +92,17 @@ class SparseScheduler(Scheduler):
 
 class AsyncSparseScheduler(SparseScheduler, AsyncScheduler):
     """For engines that plan a step while the one before it runs."""
+
+
+def token_bytes(groups: Sequence[Any]) -> tuple[int, int]:
+    """Return the K/V bytes of a token in all dense layers, and in all sparse ones, on one device."""
+    found = [0, 0]
+    for group in groups:
+        spec = group.kv_cache_spec
+        found[isinstance(spec, SparseSpec)] += (
+            len(group.layer_names) * spec.page_size_bytes // spec.block_size
+        )
+    return found[0], found[1]
 
 
 def pictures(features: Sequence[Any]) -> list[Span]:
