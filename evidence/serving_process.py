@@ -62,13 +62,14 @@ class Server:
                 return process
         raise RuntimeError(f"the server has no engine of its own, see {self.log}")
 
-    def resident_bytes(self) -> int:
-        """Return the memory of all its processes."""
-        total = 0
-        for process in [psutil.Process(self.process.pid), *self.below()]:
+    def resident_bytes(self) -> dict[str, int]:
+        """Return the memory of each of its processes, by what they are: "server", "EngineCore", "Worker"."""
+        found = {"server": int(psutil.Process(self.process.pid).memory_info().rss)}
+        for process in self.below():
             with suppress(psutil.NoSuchProcess):
-                total += int(process.memory_info().rss)
-        return total
+                name = process.name().rpartition(":")[2]
+                found[name] = found.get(name, 0) + int(process.memory_info().rss)
+        return found
 
 
 def vllm_line(options: Sequence[str] = SMALL, model: str = "nano", port: int = 0) -> list[str]:

@@ -20,8 +20,8 @@ from dynamic_llava.page.pictures import check_inline
 
 ASKS_FOR_THE_KEY = ("/v1/", "/v2/", "/inference/", "/cohere/")
 OPEN = ("/health", "/ping", "/load", "/version", "/metrics", "/tokenize", "/detokenize", "/openapi.json")
-"""What is served of vLLM: it asks for the key before the former, and answers the latter to everyone. The rest is
-closed: /invocations would chat, and /scale_elastic_ep change the engine, without the key."""
+"""What is served of vLLM: it asks for the key before the former, and answers the latter to everyone. The rest
+is closed: /invocations would chat, and /scale_elastic_ep change the engine, without the key."""
 
 
 class Beside:
