@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
@@ -190,3 +191,31 @@ def written(name: str, nano: LlavaProcessor, folder: Path) -> Path:
     sparsifier.attach(model)
     checkpoints.save(model, kind.processor(tokenizer), folder)
     return folder
+
+
+SIDES = ((16, 16), (32, 16), (30, 40), (16, 24))
+COUNT = 8
+
+
+def pictures(count: int, seed: int) -> list[Image.Image]:
+    """Return pictures of several sizes, of noise."""
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for number in range(count):
+        width, height = SIDES[(seed + number) % len(SIDES)]
+        noise = torch.randint(256, (height, width, 3), generator=generator, dtype=torch.uint8)
+        found.append(Image.fromarray(noise.numpy()))
+    return found
+
+
+def asked(name: str, most: int) -> list[Any]:
+    """Return requests with 0 to so many pictures; some have rates of their own."""
+    from evidence.serving_engine import Asked
+
+    rates: list[dict[str, Any]] = [{}, {"image_keep_rate": 0.7}, {"dense": True}]
+    found = []
+    for number in range(COUNT):
+        shown = pictures(number % (most + 1), number)
+        prompt = f"USER: {FAMILIES[name].picture * len(shown)} What is there? {number} ASSISTANT:"
+        found.append(Asked(prompt, shown, 10 + number, rates[number % len(rates)]))
+    return found

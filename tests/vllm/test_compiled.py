@@ -15,9 +15,15 @@ from dynamic_llava.training.nano import build_model
 
 pytest.importorskip("vllm", reason="vLLM is not installed; make check-vllm installs it")
 
+from tests.vllm import small
+
 from evidence import serving_engine
 
 WIDTH = 64
+pytestmark = pytest.mark.skipif(
+    os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1",
+    reason="on a CPU, V2 needs Triton's interpreter, beside which torch.compile does not work",
+)
 
 
 def written(processor: LlavaProcessor, folder: Path, layer: int) -> Path:
@@ -40,10 +46,6 @@ def written(processor: LlavaProcessor, folder: Path, layer: int) -> Path:
     return folder
 
 
-@pytest.mark.skipif(
-    os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1",
-    reason="on a CPU, V2 needs Triton's interpreter, beside which torch.compile does not work",
-)
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_compiled_halves_answer_the_same_also_from_disk(
@@ -61,3 +63,18 @@ def test_compiled_halves_answer_the_same_also_from_disk(
         with serving_engine.engine(folder, enforce_eager=False) as llm:
             run = serving_engine.serve(llm, asked)
         assert run.answers == {number: answer.tokens for number, answer in enumerate(alone)}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_compiled_halves_take_positions_of_three_axes_and_added_features(
+    processor: LlavaProcessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "cache"))
+    folder = small.written("qwen3_vl", processor, tmp_path / "model")
+    model, found = checkpoints.load_with_processor(folder, dtype=torch.float32, device="cpu")
+    asked = small.asked("qwen3_vl", most=3)
+    alone = [serving_engine.alone(model, found, request) for request in asked]
+    with serving_engine.engine(folder, enforce_eager=False) as llm:
+        run = serving_engine.serve(llm, asked)
+    assert run.answers == {number: answer.tokens for number, answer in enumerate(alone)}

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from transformers import LlavaProcessor
 
 from dynamic_llava import checkpoints
 
 pytest.importorskip("vllm", reason="vLLM is not installed; make check-vllm installs it")
 
-from evidence.serving_engine import Asked
 from tests.vllm import small
 from vllm.exceptions import VLLMValidationError
 
@@ -25,38 +22,13 @@ from dynamic_llava.vllm import families
 from dynamic_llava.vllm.plugin import refused_family
 from evidence import serving_engine
 
-SIZES = ((16, 16), (32, 16), (30, 40), (16, 24))
-COUNT = 8
-
-
-def pictures(count: int, seed: int) -> list[Image.Image]:
-    """Return pictures of several sizes, of noise."""
-    generator = torch.Generator().manual_seed(seed)
-    found = []
-    for number in range(count):
-        width, height = SIZES[(seed + number) % len(SIZES)]
-        noise = torch.randint(256, (height, width, 3), generator=generator, dtype=torch.uint8)
-        found.append(Image.fromarray(noise.numpy()))
-    return found
-
-
-def asked(name: str, most: int) -> list[Asked]:
-    """Return requests with 0 to so many pictures; some have rates of their own."""
-    rates: list[dict[str, Any]] = [{}, {"image_keep_rate": 0.7}, {"dense": True}]
-    found = []
-    for number in range(COUNT):
-        shown = pictures(number % (most + 1), number)
-        prompt = f"USER: {small.FAMILIES[name].picture * len(shown)} What is there? {number} ASSISTANT:"
-        found.append(Asked(prompt, shown, 10 + number, rates[number % len(rates)]))
-    return found
-
 
 @pytest.mark.parametrize("name", small.FAMILIES)
 def test_a_family_answers_as_alone(name: str, processor: LlavaProcessor, tmp_path: Path) -> None:
     folder = small.written(name, processor, tmp_path / name)
     model, own = checkpoints.load_with_processor(folder, dtype=torch.float32, device="cpu")
     # Of several pictures in a prompt, vLLM's OneVision shows the tiles too, and transformers' does not.
-    requests = asked(name, most=1 if name == "llava_onevision" else 3)
+    requests = small.asked(name, most=1 if name == "llava_onevision" else 3)
     alone = [serving_engine.alone(model, own, request) for request in requests]
     with serving_engine.engine(folder) as llm:
         run = serving_engine.serve(llm, requests, each=2)

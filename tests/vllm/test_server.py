@@ -1,11 +1,13 @@
-"""The whole server with vLLM, as users start it: many clients at once, and an engine that is killed."""
+"""The whole server with vLLM, as users start it: many clients, wrong requests, an engine that is killed."""
 
 from __future__ import annotations
 
 import asyncio
+import random
 import signal
 import time
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed; make check-vllm insta
 import psutil
 from evidence.serving import Chat
 
-from evidence import serving, serving_process
+from evidence import serving, serving_fuzz, serving_process, serving_shots
 
 STREAMS, SECONDS = 32, 60
 CHATS = 48
@@ -33,7 +35,7 @@ def asked(server: serving_process.Server, chats: Sequence[Chat], most: int) -> d
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_many_clients_at_once_then_a_killed_engine_then_a_restart(
+def test_many_clients_then_wrong_requests_then_a_killed_engine_then_a_restart(
     chats: Sequence[Chat], tmp_path: Path
 ) -> None:
     line = serving_process.vllm_line()
@@ -41,6 +43,11 @@ def test_many_clients_at_once_then_a_killed_engine_then_a_restart(
         found = asked(server, chats, most=2 * CHATS)
         assert (found["wrong"], found["lost"]) == ([], [])
         assert found["right"] + found["left_by_their_clients"] == found["asked"]
+        wrong = serving_fuzz.Seen()
+        asyncio.run(serving_fuzz.shoot_all(server.port, shots(), wrong))
+        assert wrong.unanswered == []
+        found = asked(server, chats, most=STREAMS)
+        assert (found["wrong"], found["lost"]) == ([], [])
         below = server.below()
 
         killed = asyncio.run(kill_under_load(server, chats))
@@ -55,6 +62,11 @@ def test_many_clients_at_once_then_a_killed_engine_then_a_restart(
     with serving_process.running(again, tmp_path / "second") as server:
         found = asked(server, chats, most=STREAMS)
         assert (found["wrong"], found["lost"]) == ([], [])
+
+
+def shots() -> list[serving_shots.Shot]:
+    """Return wrong requests of all kinds; the evidence sends 10,000, and compares with stock vLLM."""
+    return [shot for kind in serving_shots.KINDS.values() for shot in islice(kind(random.Random(0)), 25)]
 
 
 async def kill_under_load(server: serving_process.Server, chats: Sequence[Chat]) -> dict[str, Any]:
