@@ -78,10 +78,14 @@ def test_commands_and_options_exist(command: str) -> None:
         others = (
             "pip install ",
             "python -m evidence.",
+            "python -m vllm.",
+            "python -c ",
             "python examples/",
             "accelerate launch ",
             "lmms-eval ",
             "hf ",
+            "vllm bench ",
+            "cp ",
             "wget ",
             "unzip ",
         )
