@@ -74,8 +74,8 @@ wheel-check: wheel ## Install the wheel in an empty environment, and run the dem
 lmms-check: dev ## Run a local task through lmms-eval and the plugin, in an environment of its own
 	bash .ci/lmms-check
 
-check-vllm: dev ## Test the vLLM plugin, in an environment of its own (.venv-vllm, 4 GB; ten minutes)
-	bash .ci/vllm-check
+check-vllm: dev ## Test the vLLM plugin, in an environment of its own (.venv-vllm, 4 GB; ten minutes; ARGS=short takes less)
+	bash .ci/vllm-check $(ARGS)
 
 train-nano: dev ## Train the bundled model again, five stages into runs/ (three hours)
 	$(BIN)/dynamic-llava train recipes/nano-vision.yaml
