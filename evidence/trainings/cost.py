@@ -13,7 +13,6 @@ from evidence.trainings import variants
 from dynamic_llava.training import optimizers, stages
 from dynamic_llava.training.feeding import feed
 from dynamic_llava.training.recipe import Recipe
-from dynamic_llava.training.stages.objective import counts
 
 COMPARED = ("base", "predictors", "lora", "distilled")
 ROUNDS = 8
@@ -56,7 +55,7 @@ class _Step:
         start = time.perf_counter()
         self.objective.begin_step(number, ROUNDS + 1)
         with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
-            loss, _ = self.objective(groups, counts(groups))
+            loss, _ = self.objective(groups, self.objective.counts(groups))
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -104,12 +104,34 @@ def test_labels_equal_the_mask_of_transformers() -> None:
     assert not any(expected[len(mask) :])
 
 
-def test_pictures_side_by_side_are_refused_by_name() -> None:
+def test_pictures_side_by_side_are_told_apart() -> None:
     processor = processor_with(None)
     processor.chat_template = VICUNA.replace("<image>\n", "<image>")
     turns = (("<image><image>Which?", "The left one."),)
-    with pytest.raises(BadSample, match="s9: two pictures lie side by side"):
-        encode(processor, render(processor, Conversation("s9", (), turns)), [picture(), picture()])
+    encoded = encode(processor, render(processor, Conversation("s9", (), turns)), [picture(), picture()])
+    first = encoded.picture_of.index(0)
+    assert encoded.picture_of[first : first + 288] == [0] * 144 + [1] * 144
+
+
+class Silent:
+    """A processor that does not say where it wrote its pictures."""
+
+    def __init__(self) -> None:
+        self.inner = plain_processor()
+        self.tokenizer = self.inner.tokenizer
+
+    def __call__(self, **given: Any) -> dict[str, Any]:
+        made = dict(self.inner(**given))
+        del made["text_replacement_offsets"]
+        return made
+
+
+def test_a_processor_that_does_not_say_where_a_picture_is_is_refused() -> None:
+    rendered = render(plain_processor(), Conversation("s9", (), (("<image>Which?", "This."),)))
+    with pytest.raises(
+        BadSample, match="s9: Silent tells of 0 places where it wrote a picture, and there are 1"
+    ):
+        encode(Silent(), rendered, [picture()])  # type: ignore[arg-type]
 
 
 def test_a_template_that_rewrites_history_is_refused() -> None:
@@ -178,7 +200,7 @@ def test_a_cut_takes_later_pictures_whole_with_all_behind_them(tmp_path: Path, m
     assert length <= max_length
     assert torch.equal(item["input_ids"], whole["input_ids"][:length])
     mark = plain_processor().tokenizer.convert_tokens_to_ids("<image>")
-    pictures = len(item["pixel_values"])
+    pictures = len(item["for_pictures"]["pixel_values"])
     assert (item["input_ids"] == mark).sum() == 144 * pictures
     lost = [] if pictures == 2 else [f"s0: cut to {length} tokens, before picture 2 of 2"]
     assert item["cut"] == collate([item], pad=0)["cut"] == lost

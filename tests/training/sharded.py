@@ -26,7 +26,6 @@ from torch.distributed.fsdp import fully_shard
 from dynamic_llava.training import stages
 from dynamic_llava.training.feeding import feed
 from dynamic_llava.training.recipe import Recipe
-from dynamic_llava.training.stages.objective import counts
 
 
 def main(recipe_path: Path, folder: Path) -> None:
@@ -56,7 +55,7 @@ def main(recipe_path: Path, folder: Path) -> None:
         share = 4 // world
         first = 4 * step + rank * share
         batch = data.collate([data.train[i] for i in range(first, first + share)])
-        loss, _ = objective(batch["groups"], counts(whole["groups"]))
+        loss, _ = objective(batch["groups"], objective.counts(whole["groups"]))
         optimizer.zero_grad()
         (loss * world).backward()  # FSDP averages the gradients
         optimizer.step()

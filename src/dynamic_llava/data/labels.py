@@ -1,20 +1,27 @@
-"""Token-exact labels: which tokens of a chat are answers.
+"""Token-exact labels: which tokens of a chat are answers, as a checkpoint's template and processor write it.
 
-Legend: N tokens.
+Nothing here knows a family: the template says what an answer ends with, and the processor says what it put in
+the place of each picture.
+
+Legend: N tokens, K pictures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from PIL import Image
-from transformers import ProcessorMixin
+from torch import Tensor
+from transformers import BatchFeature, ProcessorMixin
 
 from dynamic_llava.chat.images import as_rgb
-from dynamic_llava.chat.prompt import PLACEHOLDER, apply_template, assistant_turn, user_turn
+from dynamic_llava.chat.prompt import apply_template, assistant_turn, user_turn
 from dynamic_llava.data.conversations import BadSample, Conversation
+
+Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -23,7 +30,12 @@ class Rendered:
 
     name: str
     text: str
-    answers: tuple[tuple[int, int], ...]
+    answers: tuple[Span, ...]
+
+    def until(self, character: int) -> Rendered:
+        """Return what stands before a character that is in no answer."""
+        answers = tuple(span for span in self.answers if span[1] <= character)
+        return replace(self, text=self.text[:character], answers=answers)
 
 
 def render(processor: ProcessorMixin, conversation: Conversation) -> Rendered:
@@ -31,6 +43,9 @@ def render(processor: ProcessorMixin, conversation: Conversation) -> Rendered:
 
     Templates that close an answer with nothing, such as Vicuna's in transformers, get the tokenizer's end
     mark there, as in LLaVA's own training: without it a model never learns to stop.
+
+    Every answer follows what the template asks for it with. LLaVA-OneVision's template begins an answer that
+    was given with one space more than one that is asked for; the latter is what a model sees when it answers.
 
     Raises
     ------
@@ -42,24 +57,43 @@ def render(processor: ProcessorMixin, conversation: Conversation) -> Rendered:
         for question, answer in conversation.turns
         for turn in (user_turn(question), assistant_turn(answer))
     ]
-    text, spans = "", []
-    whole = apply_template(processor, messages)
-    done = 0  # how much of `whole` is in `text`
+    text, spans, done = "", [], ""  # `done` is how the template writes what is in `text`
+    answered = ""
     for number in range(1, len(messages), 2):
         asked = apply_template(processor, messages[:number], add_generation_prompt=True)
         answered = apply_template(processor, messages[: number + 1])
-        if not (whole.startswith(asked) and whole.startswith(answered.rstrip())):
+        given: str = messages[number]["content"][0]["text"]
+        start = _begin(asked, answered, given)
+        if start is None or not asked.startswith(done):
             raise BadSample(
                 f"{conversation.name}: the chat template rewrites earlier turns; it cannot be trained on"
             )
-        text += whole[done : len(asked)]
-        start = len(text)
-        answer = whole[len(asked) : len(answered)].rstrip()
-        done = len(asked) + len(answer)
-        ends = processor.tokenizer.all_special_tokens
-        text += answer if answer.endswith(tuple(ends)) else answer + processor.tokenizer.eos_token
-        spans.append((start, len(text)))
-    return Rendered(conversation.name, text + whole[done:].rstrip(), tuple(spans))
+        text += asked[len(done) :]
+        begin = len(text)
+        answer = answered[start:].rstrip()
+        text += answer if _is_closed(answer, given) else answer + processor.tokenizer.eos_token
+        spans.append((begin, len(text)))
+        done = answered[:start] + answer
+    return Rendered(conversation.name, text + answered[len(done) :].rstrip(), tuple(spans))
+
+
+def _begin(asked: str, answered: str, given: str) -> int | None:
+    """Return where the answer begins in ``answered``; None where it does not follow what was asked.
+
+    Only white space may differ between what asks for an answer and what stands before one that was given.
+    """
+    if answered.startswith(asked):
+        return len(asked)
+    pairs = zip(asked, answered, strict=False)
+    same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    spaces = len(answered) - same - len(answered[same:].lstrip())
+    place = answered.find(given, same) if given else same + spaces
+    return None if place < 0 or (asked[same:] + answered[same:place]).strip() else place
+
+
+def _is_closed(answer: str, given: str) -> bool:
+    """Return whether a template wrote an end mark behind the text of an answer."""
+    return bool((answer.partition(given)[2] if given else answer).strip())
 
 
 @dataclass(frozen=True)
@@ -71,81 +105,135 @@ class Encoded:
     input_ids
         The tokens.
     answer_of, picture_of
-        For each token the number of the answer, and of the picture, that it belongs to; -1 for none.
-    pixel_values
-        One entry for each picture.
+        For each token the number of the answer, and of the picture, that it belongs to; -1 for none. All that
+        the processor wrote for a picture belongs to it, marks and line ends included.
+    placeholders
+        Where each picture stands in the text of the chat.
+    per_token
+        What else the processor made for each token, by name, such as ``token_type_ids``: [N].
+    for_pictures
+        What it made of the pictures, by name, such as ``pixel_values`` and ``image_grid_thw``, as the model
+        takes it.
     """
 
     input_ids: list[int]
     answer_of: list[int]
     picture_of: list[int]
-    pixel_values: Sequence[Any]
+    placeholders: tuple[int, ...] = ()
+    per_token: Mapping[str, Tensor] = field(default_factory=dict)
+    for_pictures: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def whole_pictures(self, length: int) -> int:
+        """Return how many pictures lie in the first ``length`` tokens whole."""
+        split = self.picture_of[length:]
+        return min((number for number in split if number >= 0), default=len(self.placeholders))
 
     def cut(self, length: int) -> Encoded:
-        """Return at most the first ``length`` tokens, with those pictures that lie in them whole."""
-        if len(self.input_ids) <= length:
-            return self
-        picture = self.picture_of[length]
-        end = length if picture < 0 else self.picture_of.index(picture)
-        pictures = max(self.picture_of[:end], default=-1) + 1
-        return Encoded(
-            self.input_ids[:end], self.answer_of[:end], self.picture_of[:end], self.pixel_values[:pictures]
+        """Return the first ``length`` tokens, in which all pictures lie whole."""
+        return replace(
+            self,
+            input_ids=self.input_ids[:length],
+            answer_of=self.answer_of[:length],
+            picture_of=self.picture_of[:length],
+            per_token={name: value_N[:length] for name, value_N in self.per_token.items()},
         )
 
 
+def encode_within(
+    processor: ProcessorMixin, rendered: Rendered, images: Sequence[Image.Image], length: int
+) -> tuple[Encoded, bool]:
+    """Tokenise a chat to at most ``length`` tokens, and say whether it was longer.
+
+    A picture that does not fit goes with all behind it. What stands before is encoded anew without it, for
+    some processors make other tokens of one picture than of each of several.
+    """
+    encoded = encode(processor, rendered, images)
+    is_longer = len(encoded.input_ids) > length
+    while len(encoded.input_ids) > length and (whole := encoded.whole_pictures(length)) < len(images):
+        rendered, images = rendered.until(encoded.placeholders[whole]), images[:whole]
+        encoded = encode(processor, rendered, images)
+    return encoded.cut(length), is_longer
+
+
 def encode(processor: ProcessorMixin, rendered: Rendered, images: Sequence[Image.Image]) -> Encoded:
-    """Tokenise a chat with its pictures' placeholders expanded by the processor."""
+    """Tokenise a chat, with what the processor writes in the place of its pictures.
+
+    Raises
+    ------
+    BadSample
+        If the processor does not say where it wrote what.
+    """
     begin = processor.tokenizer.bos_token
-    special = begin is None or not rendered.text.startswith(begin)
-    given = {
+    given: Any = {
         "text": [rendered.text],
-        "images": [as_rgb(image) for image in images] or None,
-        "add_special_tokens": special,
+        "images": [[as_rgb(image) for image in images]] if images else None,
+        "add_special_tokens": begin is None or not rendered.text.startswith(begin),
+        "return_offsets_mapping": True,
+        "return_text_replacement_offsets": True,
         "verbose": False,  # what is too long is cut, or refused by name
     }
-    outputs = processor(**given)
-    plain = processor.tokenizer(
-        rendered.text, return_offsets_mapping=True, add_special_tokens=special, verbose=False
+    made = dict(processor(**given))
+    offsets_N, replaced = made.pop("offset_mapping")[0], made.pop("text_replacement_offsets", [])
+    places = replaced[0] if replaced else []
+    if len(places) != len(images):
+        raise BadSample(
+            f"{rendered.name}: {type(processor).__name__} tells of {len(places)} places where it wrote a "
+            f"picture, and there are {len(images)}: it cannot be trained with"
+        )
+    pictures = [place["new_span"] for place in places]
+    grown = Growth([place["span"] for place in places], pictures)
+    answers = [(grown.moved(first), grown.moved(last)) for first, last in rendered.answers]
+    per_token, for_pictures = _given(made, len(offsets_N))
+    return Encoded(
+        list(made["input_ids"][0]),
+        _ending_in(offsets_N, answers),
+        _touching(offsets_N, pictures),
+        tuple(place["span"][0] for place in places),
+        per_token,
+        for_pictures,
     )
-    spans = _answers(plain["offset_mapping"], rendered.answers)
-    picture = processor.tokenizer.convert_tokens_to_ids(getattr(processor, "image_token", PLACEHOLDER))
-    ids = list(outputs["input_ids"][0])
-    try:
-        answer_of, picture_of = _expanded(ids, plain["input_ids"], spans, picture)
-    except BadSample as error:
-        raise BadSample(f"{rendered.name}: {error}") from None
-    return Encoded(ids, answer_of, picture_of, outputs.get("pixel_values", ()))
 
 
-def _answers(offsets: Sequence[tuple[int, int]], answers: Sequence[tuple[int, int]]) -> list[int]:
-    """Return to which answer each token belongs: that in which its last character lies."""
+@dataclass(frozen=True)
+class Growth:
+    """Where characters went when placeholders were replaced by longer texts."""
+
+    before: Sequence[Span]
+    after: Sequence[Span]
+
+    def moved(self, character: int) -> int:
+        """Return the new place of a character that is in no placeholder."""
+        passed = sum(end <= character for _, end in self.before)
+        return character + (self.after[passed - 1][1] - self.before[passed - 1][1] if passed else 0)
+
+
+UNUSED = frozenset({"input_ids", "attention_mask"})  # batches have their own
+
+
+def _given(made: Mapping[str, Any], length: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return what a processor made besides the ids, as tensors: for each token, and for pictures."""
+    rest = BatchFeature({name: value for name, value in made.items() if name not in UNUSED})
+    tensors: Mapping[str, Tensor] = rest.convert_to_tensors("pt")
+    per_token = {name: value[0] for name, value in tensors.items() if value.shape == (1, length)}
+    return per_token, {name: value for name, value in tensors.items() if name not in per_token}
+
+
+def _ending_in(offsets_N: Sequence[Span], spans: Sequence[Span]) -> list[int]:
+    """Return in which span the last character of each token lies; -1 for none."""
+    return _numbers(offsets_N, spans, lambda start, end, first, last: first < end <= last)
+
+
+def _touching(offsets_N: Sequence[Span], spans: Sequence[Span]) -> list[int]:
+    """Return the first span in which any character of each token lies; -1 for none."""
+    return _numbers(offsets_N, spans, lambda start, end, first, last: start < last and first < end)
+
+
+def _numbers(
+    offsets_N: Sequence[Span], spans: Sequence[Span], belongs: Callable[[int, int, int, int], bool]
+) -> list[int]:
+    """Return the first span that each token belongs to; tokens of no character belong to none."""
     result = []
-    for start, end in offsets:
-        inside = [i for i, (first, last) in enumerate(answers) if start < end and first < end <= last]
-        result.append(inside[0] if inside else -1)
+    for start, end in offsets_N:
+        inside = (number for number, span in enumerate(spans) if start < end and belongs(start, end, *span))
+        result.append(next(inside, -1))
     return result
-
-
-def _expanded(
-    ids: list[int], plain: Sequence[int], spans: Sequence[int], picture: int
-) -> tuple[list[int], list[int]]:
-    """Return for each token, pictures expanded, to which answer and to which picture it belongs."""
-    result: list[int] = []
-    pictures: list[int] = []
-    for token, span in zip(plain, spans, strict=True):
-        if token != picture:
-            if len(result) >= len(ids) or ids[len(result)] != token:
-                raise BadSample("the processor does more than repeat image tokens; it cannot be trained with")
-            result.append(span)
-            pictures.append(-1)
-            continue
-        number = max(pictures, default=-1) + 1
-        before = len(result)
-        while len(result) < len(ids) and ids[len(result)] == picture:
-            result.append(-1)
-            pictures.append(number)
-        if len(result) == before:
-            raise BadSample("two pictures lie side by side, with no token between them")
-    if len(result) != len(ids):
-        raise BadSample("the processor does more than repeat image tokens; it cannot be trained with")
-    return result, pictures

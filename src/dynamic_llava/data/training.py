@@ -17,11 +17,11 @@ from transformers import ProcessorMixin
 from dynamic_llava.chat.images import open_image
 from dynamic_llava.chat.positions import check_positions
 from dynamic_llava.data.conversations import BadSample, Conversation, Conversations, OnError
-from dynamic_llava.data.labels import Encoded, encode, render
+from dynamic_llava.data.labels import Encoded, encode_within, render
 from dynamic_llava.files import first_line
 
 IGNORE = -100
-MODEL_INPUTS = ("input_ids", "pixel_values", "attention_mask", "position_ids")
+FOR_TRAINING = frozenset({"labels", "answer_mask", "weights", "sample"})  # what no model takes
 CHARACTERS_PER_TOKEN = 4  # for grouping only
 BATCHES_TOGETHER = 50  # whose samples are sorted by length
 
@@ -82,9 +82,9 @@ class ConversationDataset(Dataset[dict[str, Any]]):
         Returns
         -------
         dict
-            ``input_ids``, ``labels`` and ``answer_mask`` [N]; ``pixel_values`` [K, 3, H, W] where there are
-            pictures; ``sample``, its number; ``skipped``, reasons; ``truncated``, 1 if it was; ``cut``, what
-            was cut off of pictures.
+            ``input_ids``, ``labels`` and ``answer_mask`` [N]; ``per_token`` and ``for_pictures``, what else
+            the model takes, see :class:`~dynamic_llava.data.labels.Encoded`; ``sample``, its number;
+            ``skipped``, reasons; ``truncated``, 1 if it was; ``cut``, what was cut off of pictures.
         """
         if not 0 <= index < self._count:
             raise IndexError(index)
@@ -102,8 +102,7 @@ class ConversationDataset(Dataset[dict[str, Any]]):
 
     def _item(self, conversation: Conversation) -> dict[str, Any]:
         name = conversation.name
-        encoded = self._encoded(conversation)
-        kept = encoded.cut(self.max_length)
+        kept, is_longer = self._encoded(conversation)
         try:
             check_positions(self.positions, len(kept.input_ids), name=name)
         except ValueError as error:
@@ -113,23 +112,22 @@ class ConversationDataset(Dataset[dict[str, Any]]):
         if not is_answer[1:].any():
             raise BadSample(f"{name}: no answer within {self.max_length} tokens")
         last = len(conversation.turns) - 1
-        item = {
+        return {
             "input_ids": ids,
             "labels": torch.where(is_answer, ids, IGNORE),
             "answer_mask": is_answer if self.answers == "all" else answer_of == last,
-            "truncated": int(kept is not encoded),
-            "cut": _lost(name, encoded, kept),
+            "per_token": kept.per_token,
+            "for_pictures": kept.for_pictures,
+            "truncated": int(is_longer),
+            "cut": _lost(conversation, kept),
         }
-        if len(kept.pixel_values):
-            item["pixel_values"] = torch.stack([torch.as_tensor(x) for x in kept.pixel_values])
-        return item
 
-    def _encoded(self, conversation: Conversation) -> Encoded:
+    def _encoded(self, conversation: Conversation) -> tuple[Encoded, bool]:
         name = conversation.name
         try:
             rendered = render(self.processor, conversation)  # first, for pictures take longer
             images = [open_image(path) for path in conversation.images]
-            return encode(self.processor, rendered, images)
+            return encode_within(self.processor, rendered, images, self.max_length)
         except BadSample:
             raise
         except (OSError, ValueError) as error:
@@ -142,35 +140,55 @@ class ConversationDataset(Dataset[dict[str, Any]]):
 
 def model_inputs(group: Mapping[str, Any]) -> dict[str, Any]:
     """Return what of a group of rows the model's forward takes."""
-    return {name: group[name] for name in MODEL_INPUTS if name in group}
+    return {name: value for name, value in group.items() if name not in FOR_TRAINING}
 
 
 def collate(items: Sequence[dict[str, Any]], pad: int) -> dict[str, Any]:
     """Pad items on the right into one group of rows, beside what was skipped, cut off, and how often."""
-    length = max(len(item["input_ids"]) for item in items)
+    lengths = [len(item["input_ids"]) for item in items]
+    length = max(lengths)
 
-    def padded(name: str, fill: int | bool) -> Tensor:
-        rows = [item[name] for item in items]
+    def padded(rows: Sequence[Tensor], fill: int | bool) -> Tensor:
         return torch.stack([torch.nn.functional.pad(row, (0, length - len(row)), value=fill) for row in rows])
 
+    def column(name: str, fill: int | bool) -> Tensor:
+        return padded([item[name] for item in items], fill)
+
     group = {
-        "input_ids": padded("input_ids", pad),
-        "labels": padded("labels", IGNORE),
-        "answer_mask": padded("answer_mask", False),
-        "attention_mask": torch.stack(
-            [torch.arange(length) < len(item["input_ids"]) for item in items]
-        ).long(),
+        "input_ids": column("input_ids", pad),
+        "labels": column("labels", IGNORE),
+        "answer_mask": column("answer_mask", False),
+        "attention_mask": padded([torch.ones(number, dtype=torch.long) for number in lengths], 0),
         "sample": torch.tensor([item["sample"] for item in items]),
     }
-    pictures = [item["pixel_values"] for item in items if "pixel_values" in item]
-    if pictures:
-        group["pixel_values"] = torch.cat(pictures)
+    for name in _names(items, "per_token"):
+        none = [torch.zeros(number, dtype=torch.long) for number in lengths]
+        rows = [item["per_token"].get(name, row) for item, row in zip(items, none, strict=True)]
+        group[name] = padded(rows, 0)
+    for name in _names(items, "for_pictures"):
+        group[name] = joined([item["for_pictures"][name] for item in items if name in item["for_pictures"]])
     return {
         "groups": [group],
         "skipped": [reason for item in items for reason in item["skipped"]],
         "cut": [reason for item in items for reason in item["cut"]],
         "truncated": sum(item["truncated"] for item in items),
     }
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Return tensors one after the other, each grown to the largest by zeros, as processors pad a batch."""
+    sizes = torch.tensor([part.shape[1:] for part in parts])
+    grown = []
+    for part in parts:
+        missing = sizes.amax(0) - torch.tensor(part.shape[1:])
+        amounts = [amount for number in reversed(missing.tolist()) for amount in (0, int(number))]
+        grown.append(torch.nn.functional.pad(part, amounts) if any(amounts) else part)
+    return torch.cat(grown)
+
+
+def _names(items: Sequence[Mapping[str, Any]], kind: str) -> list[str]:
+    """Return the names of all that is given to the model with any of the rows."""
+    return list(dict.fromkeys(name for item in items for name in item[kind]))
 
 
 class LengthGrouped(Sampler[int]):
@@ -216,9 +234,9 @@ class LengthGrouped(Sampler[int]):
         return (index for batch in whole + rest for index in batch)
 
 
-def _lost(name: str, encoded: Encoded, kept: Encoded) -> list[str]:
+def _lost(conversation: Conversation, kept: Encoded) -> list[str]:
     """Say which pictures a cut has taken."""
-    before, now = len(encoded.pixel_values), len(kept.pixel_values)
+    before, now = len(conversation.images), len(kept.placeholders)
     if before == now:
         return []
-    return [f"{name}: cut to {len(kept.input_ids)} tokens, before picture {now + 1} of {before}"]
+    return [f"{conversation.name}: cut to {len(kept.input_ids)} tokens, before picture {now + 1} of {before}"]

@@ -92,11 +92,15 @@ class Family:
         The kinds of pictures that it takes; none for a model of text alone.
     first_layer
         Called with the model's config, returns the lowest layer l that may drop tokens.
+    tower, projectors
+        Paths of what makes features of pictures and of what projects them, which recipes train or freeze.
     """
 
     decoder: str = "language_model"
     kinds: tuple[Kind, ...] = ()
     first_layer: Callable[[Any], int] = _second
+    tower: str = "vision_tower"
+    projectors: tuple[str, ...] = ("multi_modal_projector",)
 
     def pictures(self, base: Any, given: Mapping[str, Any]) -> list[Tensor]:
         """Return where the tokens of each picture lie in the flattened ``[B * N]`` input: int64, ascending.

@@ -18,4 +18,4 @@ def sizes(base: Any, given: Mapping[str, Any], encoded: Any, mask_BN: Tensor) ->
     return fixed(patches // base.config.scale_factor**2, mask_BN)
 
 
-FAMILY = Family(decoder="text_model", kinds=(Kind(sizes),))
+FAMILY = Family(decoder="text_model", kinds=(Kind(sizes),), tower="vision_model", projectors=("connector",))

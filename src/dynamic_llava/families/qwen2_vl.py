@@ -32,4 +32,6 @@ def _by_grid(base: Any, given: Mapping[str, Any], grid: str, encoded: Any, mask_
 
 FAMILY = Family(
     kinds=(Kind(sizes), Kind(video_sizes, "video_token_id", "pixel_values_videos", "video")),
+    tower="visual",
+    projectors=("visual.merger",),
 )

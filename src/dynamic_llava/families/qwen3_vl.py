@@ -27,4 +27,6 @@ def video_sizes(base: Any, given: Mapping[str, Any], encoded: Any, mask_BN: Tens
 FAMILY = Family(
     kinds=(Kind(qwen2_vl.sizes), Kind(video_sizes, "video_token_id", "pixel_values_videos", "video")),
     first_layer=first_layer,
+    tower="visual",
+    projectors=("visual.merger", "visual.deepstack_merger_list"),
 )

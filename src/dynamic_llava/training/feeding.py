@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from torch.utils.data import Dataset, Sampler, SequentialSampler
-from transformers import LlavaForConditionalGeneration, LlavaProcessor
+from transformers import LlavaProcessor, PreTrainedModel, ProcessorMixin
 
 from dynamic_llava.chat.positions import positions_of
 from dynamic_llava.data.conversations import Conversations
@@ -41,12 +41,12 @@ class Feed:
     collate: Callable[[list[Any]], dict[str, Any]]
 
 
-def feed(recipe: Recipe, model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> Feed:
+def feed(recipe: Recipe, model: PreTrainedModel, processor: ProcessorMixin) -> Feed:
     """Return the data that ``recipe`` names, for a model, whose tower looks at photographs beforehand."""
     if recipe.data.drawn is not None:
-        return _drawn(recipe, recipe.data.drawn, processor)
+        return _drawn(recipe, recipe.data.drawn, cast(LlavaProcessor, processor))
     if recipe.data.photographs is not None:
-        return _photographs(recipe, recipe.data.photographs, model, processor)
+        return _photographs(recipe, recipe.data.photographs, model, cast(LlavaProcessor, processor))
     read = functools.partial(_dataset, processor=processor, positions=positions_of(model.config))
     return _conversations(recipe, cast(recipes.Conversations, recipe.data.conversations), processor, read)
 
@@ -54,7 +54,7 @@ def feed(recipe: Recipe, model: LlavaForConditionalGeneration, processor: LlavaP
 def _conversations(
     recipe: Recipe,
     data: recipes.Conversations,
-    processor: LlavaProcessor,
+    processor: ProcessorMixin,
     read: Callable[[recipes.Conversations], ConversationDataset],
 ) -> Feed:
     train = read(data)
@@ -74,7 +74,7 @@ def _conversations(
 
 
 def _dataset(
-    data: recipes.Conversations, processor: LlavaProcessor, positions: int | None
+    data: recipes.Conversations, processor: ProcessorMixin, positions: int | None
 ) -> ConversationDataset:
     return ConversationDataset(
         Conversations(data.path, data.images, data.on_error),
@@ -102,7 +102,7 @@ def _drawn(recipe: Recipe, drawn: recipes.Drawn, processor: LlavaProcessor) -> F
 
 
 def _photographs(
-    recipe: Recipe, data: recipes.Photographs, model: LlavaForConditionalGeneration, processor: LlavaProcessor
+    recipe: Recipe, data: recipes.Photographs, model: PreTrainedModel, processor: LlavaProcessor
 ) -> Feed:
     """Train on the split ``train``; what must be unseen comes from ``val``."""
     steps = WordSteps if recipe.stage.name == "align" else PhotoSteps
@@ -110,7 +110,7 @@ def _photographs(
     def made(split: str, first: int, count: int) -> Any:
         stream = PhotoStream(data, recipe.run.seed, split)
         looks = Blank if model.device.type == "meta" else Features
-        features = looks(data.features, stream.paths, model, processor)
+        features = looks(data.features, stream.paths, cast(Any, model), processor)
         return steps(stream, features, processor, data.image_tokens, first, count)
 
     train = made("train", 0, recipe.run.steps or 0)

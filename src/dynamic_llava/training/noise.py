@@ -28,9 +28,15 @@ class SampleNoise:
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.step = 0
-        self._keys: list[tuple[bool, list[tuple[int, ...]]]] = []
+        self._draws: list[tuple[bool, Sequence[tuple[int, ...]]]] = []
 
-    def begin(self, rows_B: Sequence[int], pictures_K: Sequence[int], spans: int) -> None:
+    def begin(
+        self,
+        rows_B: Sequence[int],
+        pictures_K: Sequence[int],
+        spans: int,
+        groups: Sequence[Sequence[int]] | None = None,
+    ) -> None:
         """Prepare for one training pass.
 
         Parameters
@@ -41,16 +47,21 @@ class SampleNoise:
             The row that each picture belongs to, ascending.
         spans
             For how many kinds of text (output tokens, prompt tokens) noise is drawn, before the image tokens.
+        groups
+            The numbers of the pictures that noise is drawn for together; all at once by default.
         """
         rows = [(sample,) for sample in rows_B]
         pictures = [(rows_B[row], list(pictures_K[:k]).count(row)) for k, row in enumerate(pictures_K)]
-        self._keys = [*[(True, rows)] * spans, (False, pictures)]  # type: ignore[list-item]
+        together = [range(len(pictures))] if groups is None else groups
+        # The first number parts the kinds, not the draws: these depend on what else is in the batch.
+        texts = [(True, [(kind, *row) for row in rows]) for kind in range(spans + 1, 1, -1)]
+        images = [(False, [(1, *pictures[number]) for number in group]) for group in together]
+        self._draws = [*texts, *images]
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Return noise in the shape of ``logits``, ``[B or K, N, 2]``."""
-        kind = len(self._keys)
-        is_text, keys = self._keys.pop(0)
-        return torch.stack([self._draw((kind, *key), logits[0], is_text) for key in keys])
+        is_text, keys = self._draws.pop(0)
+        return torch.stack([self._draw(key, logits[0], is_text) for key in keys])
 
     def _draw(self, key: tuple[int, ...], like_N2: Tensor, is_text: bool) -> Tensor:
         generator = torch.Generator().manual_seed(hash((self.seed, self.step, *key)) % 2**63)

@@ -9,7 +9,9 @@ import torch
 from rich.table import Table
 from torch import nn
 
+from dynamic_llava.costs.shape import DecoderShape
 from dynamic_llava.data.training import IGNORE
+from dynamic_llava.families import family_of
 from dynamic_llava.training import optimizers
 from dynamic_llava.training.feeding import Feed
 from dynamic_llava.training.recipe import Recipe
@@ -145,17 +147,23 @@ def _teacher(recipe: Recipe, objective: nn.Module) -> int:
     return number * getattr(torch, recipe.stage.init_dtype).itemsize
 
 
-def _passes(recipe: Recipe, objective: nn.Module) -> float:
+def _passes(recipe: Recipe, objective: Objective) -> float:
     """Return how many weights of the decoder a token goes through, forward and backward, in all passes."""
     if recipe.stage.name == "vision":
         return 0
-    decoder = [(name, p) for name, p in objective.named_parameters() if ".language_model.layers." in name]
-    all_of_them = sum(p.numel() for _, p in decoder)
-    trained = sum(p.numel() for _, p in decoder if p.requires_grad)
+    model = objective.model
+    decoder: Any = model.base_model.get_submodule(family_of(model).decoder)
+    shape = DecoderShape.from_config(decoder.config)
+    own = dict(decoder.layers.named_parameters())
+    added = sum(p.numel() for name, p in own.items() if ".lora_" in name)
+    all_of_them = shape.layers * shape.layer_weights + added  # of experts, those that a token meets
+    trained_share = sum(p.numel() for p in own.values() if p.requires_grad) / sum(
+        map(torch.numel, own.values())
+    )
     passes = 2 + recipe.run.gradient_checkpointing  # forward, through the activations, forward again
     if recipe.method is not None and recipe.method.distill_weight:
         passes += 1
-    return passes * all_of_them + trained
+    return (passes + trained_share) * all_of_them
 
 
 def _disk(

@@ -20,7 +20,7 @@ from dynamic_llava.data.training import LengthGrouped
 from dynamic_llava.files import first_line
 from dynamic_llava.training import optimizers
 from dynamic_llava.training.recipe import Recipe
-from dynamic_llava.training.stages.objective import Objective, counts
+from dynamic_llava.training.stages.objective import Objective
 
 COMPLETE = "complete"  # written last: a checkpoint without it was cut off
 
@@ -66,6 +66,7 @@ class SparseTrainer(Trainer):
 
     def __init__(self, recipe: Recipe, sampler: Sampler[int], **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.objective: Objective = cast(Any, self.model)  # also where it is wrapped later
         self.recipe = recipe
         self.sampler = sampler
         self.model_accepts_loss_kwargs = True  # the loss is divided by the totals of the whole step
@@ -94,14 +95,16 @@ class SparseTrainer(Trainer):
 
     def prediction_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Return the loss of an evaluation batch."""
-        totals = counts(inputs["groups"]).to(self.args.device)
+        totals = self.objective.counts(inputs["groups"]).to(self.args.device)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss = self.compute_loss(model, self._prepare_inputs(inputs), num_items_in_batch=totals)
         return loss.detach(), None, None
 
     def _get_num_items_in_batch(self, batch_samples: Sequence[Mapping[str, Any]], device: Any) -> Tensor:
         """Count what an optimizer step divides by, over its batches and all processes."""
-        totals = torch.stack([counts(batch["groups"]) for batch in batch_samples]).sum(0).to(device)
+        totals = (
+            torch.stack([self.objective.counts(batch["groups"]) for batch in batch_samples]).sum(0).to(device)
+        )
         gathered = self.accelerator.gather(totals[None])
         return cast(Tensor, gathered).sum(0)
 

@@ -10,9 +10,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedModel, ProcessorMixin
+from transformers import LlavaProcessor, PreTrainedModel, ProcessorMixin
 
 from dynamic_llava import checkpoints
+from dynamic_llava.families import family_of
 from dynamic_llava.sparsifier import sparsifier_of
 from dynamic_llava.training.photo.features import give_features, release_tower
 from dynamic_llava.training.recipe import Recipe
@@ -27,8 +28,8 @@ class Stage(ABC):
 
     recipe: Recipe
     objective: Objective
-    model: LlavaForConditionalGeneration
-    processor: LlavaProcessor
+    model: PreTrainedModel
+    processor: ProcessorMixin
 
     @classmethod
     @abstractmethod
@@ -51,14 +52,12 @@ class Stage(ABC):
         unseen
             Groups of rows that were not trained on, for what is set after training.
         """
-        release_tower(self.model)
+        release_tower(cast(Any, self.model))
         self.model.to(getattr(torch, self.recipe.run.save_dtype))
         checkpoints.save(self.model, self.processor, folder)
 
 
-def load_init(
-    recipe: Recipe, load: Load
-) -> tuple[LlavaForConditionalGeneration, LlavaProcessor, dict[str, Tensor] | None]:
+def load_init(recipe: Recipe, load: Load) -> tuple[PreTrainedModel, ProcessorMixin, dict[str, Tensor] | None]:
     """Load the model to start from, which the recipe has made sure to name; freeze what is not trained.
 
     Returns
@@ -67,24 +66,35 @@ def load_init(
         ``trained`` are the weights of the sparsifier that the model came with, which is taken off; or None.
     """
     dtype = getattr(torch, recipe.stage.init_dtype)
-    loaded, processor = load(
-        cast(str, recipe.stage.init), dtype=dtype, vision_tower=recipe.stage.vision_tower
-    )
-    model = cast(LlavaForConditionalGeneration, loaded)
+    source = cast(str, recipe.stage.init)
+    model, processor = load(source, dtype=dtype, vision_tower=recipe.stage.vision_tower)
+    _check_data(recipe, processor)
     trained = _detached(model)
-    model.model.vision_tower.requires_grad_(recipe.stage.train_vision_tower)
-    model.model.multi_modal_projector.requires_grad_(recipe.stage.train_projector)
+    base, family = model.base_model, family_of(model)
+    base.get_submodule(family.tower).requires_grad_(recipe.stage.train_vision_tower)
+    for name in family.projectors:  # after the tower, for some of them are parts of it
+        base.get_submodule(name).requires_grad_(recipe.stage.train_projector)
     model.get_input_embeddings().requires_grad_(recipe.stage.train_embeddings)
     if recipe.run.attention == "eager":
         model.set_attn_implementation({"text_config": "eager"})
     if recipe.data.photographs is not None:
-        give_features(model)
+        give_features(cast(Any, model))
     if recipe.run.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model, cast(LlavaProcessor, processor), trained
+    return model, processor, trained
 
 
-def _detached(model: LlavaForConditionalGeneration) -> dict[str, Tensor] | None:
+def _check_data(recipe: Recipe, processor: ProcessorMixin) -> None:
+    """Refuse what is made in the layout of LLaVA-1.5 alone."""
+    kind = next((name for name in ("drawn", "photographs") if getattr(recipe.data, name) is not None), None)
+    if kind is not None and not isinstance(processor, LlavaProcessor):
+        raise ValueError(
+            f"data.{kind} makes rows for LLaVA-1.5 alone, and {recipe.stage.init} has a "
+            f"{type(processor).__name__}: give data.conversations"
+        )
+
+
+def _detached(model: PreTrainedModel) -> dict[str, Tensor] | None:
     """Take off the sparsifier that a model came with; return its weights."""
     sparsifier = sparsifier_of(model)
     if sparsifier is None:

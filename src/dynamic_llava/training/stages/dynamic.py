@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import random
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,15 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import LlavaForConditionalGeneration, PreTrainedModel
+from transformers import PreTrainedModel
 
 from dynamic_llava import checkpoints
 from dynamic_llava.config import SparsityConfig
+from dynamic_llava.core.decisions import same_size
 from dynamic_llava.core.report import Report
+from dynamic_llava.core.sampled import Sampled
+from dynamic_llava.data.training import model_inputs
+from dynamic_llava.families import family_of
 from dynamic_llava.methods.base import TrainRates
 from dynamic_llava.sparsifier import Sparsifier
 from dynamic_llava.training.calibration import set_text_threshold
@@ -28,7 +33,7 @@ from dynamic_llava.training.stages.base import Load, Stage, load_init
 from dynamic_llava.training.stages.dense import DenseObjective, cross_entropy
 from dynamic_llava.training.stages.objective import Group, label_weights
 
-LORA_TARGETS = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
+LORA_TARGETS = r"\.layers\..*\.(q|k|v|o|gate|up|down)_proj"  # in the decoder
 
 
 @dataclass(frozen=True)
@@ -144,21 +149,23 @@ class SparseObjective(DenseObjective):
         metrics["ratio_loss"] = torch.stack([penalty.detach(), steps])
         return loss + weight * penalty, metrics
 
+    def count_pictures(self, group: Group) -> int:
+        """Count as the family does: what a keep rate holds for."""
+        return len(self._pictures(group))
+
+    def _pictures(self, group: Group) -> list[Tensor]:
+        return family_of(self.model).pictures(self.model.base_model, model_inputs(group))
+
     def _begin_noise(self, group: Group) -> None:
-        is_image_BN = group["input_ids"] == self.model.config.image_token_id
+        pictures, length = self._pictures(group), group["input_ids"].shape[1]
         sparsifier = self.sparsifier
         spans = int(sparsifier.config.sparsify_text and sparsifier.text_predictor is not None)
-        pictures_B = is_image_BN.sum(-1) // self._tokens(group, is_image_BN)
-        rows_K = torch.arange(len(pictures_B)).repeat_interleave(pictures_B.cpu())
-        self.noise.begin(group["sample"].tolist(), rows_K.tolist(), spans)
-
-    def _tokens(self, group: Group, is_image_BN: Tensor) -> int:
-        pictures = len(group["pixel_values"]) if "pixel_values" in group else 0
-        return max(1, int(is_image_BN.sum()) // max(1, pictures))
+        row_K = [int(picture_I[0]) // length for picture_I in pictures]
+        self.noise.begin(group["sample"].tolist(), row_K, spans, same_size(pictures))
 
     def _penalty(self, group: Group, totals: Tensor) -> Tensor:
         image, text, prompt = self.sparsifier.ratio_loss()
-        pictures = len(group["pixel_values"]) if "pixel_values" in group else 0
+        pictures = len(cast(Sampled, self.sparsifier.sampled).pictures)
         rows = len(group["labels"])
         return image * pictures / totals[1].clamp(min=1) + (text + prompt) * rows / totals[2]
 
@@ -212,7 +219,7 @@ def _take_over(sparsifier: Sparsifier, trained: dict[str, Tensor], recipe: Recip
         ) from error
 
 
-def _adapt(model: LlavaForConditionalGeneration, method: MethodSettings) -> Any:
+def _adapt(model: PreTrainedModel, method: MethodSettings) -> Any:
     """Freeze what the recipe does not train; return peft's wrapper of ``model`` where it adds adapters."""
     if method.train == "full":
         return None
@@ -221,5 +228,10 @@ def _adapt(model: LlavaForConditionalGeneration, method: MethodSettings) -> Any:
         return None
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(r=method.lora_rank, lora_alpha=2 * method.lora_rank, target_modules=LORA_TARGETS)
+    decoder = f"{model.base_model_prefix}.{family_of(model).decoder}"
+    config = LoraConfig(
+        r=method.lora_rank,
+        lora_alpha=2 * method.lora_rank,
+        target_modules=rf"{re.escape(decoder)}{LORA_TARGETS}",
+    )
     return get_peft_model(cast(Any, model), config)

@@ -20,13 +20,6 @@ from dynamic_llava.data.training import IGNORE
 Group = Mapping[str, Any]
 
 
-def counts(groups: Sequence[Group]) -> Tensor:
-    """Return by what the parts of a loss are divided, float32 [3]: label weights, pictures, rows."""
-    weight = sum(label_weights(group).sum() for group in groups)
-    pictures = sum(len(group["pixel_values"]) for group in groups if "pixel_values" in group)
-    return torch.tensor([float(weight), pictures, sum(len(group["labels"]) for group in groups)])
-
-
 class Objective(nn.Module, ABC):
     """A model and how it is trained.
 
@@ -44,6 +37,16 @@ class Objective(nn.Module, ABC):
         """Follow the schedules of step ``step`` of ``steps``."""
         return
 
+    def counts(self, groups: Sequence[Group]) -> Tensor:
+        """Return by what the parts of a loss are divided, float32 [3]: label weights, pictures, rows."""
+        weight = sum(label_weights(group).sum() for group in groups)
+        pictures = sum(self.count_pictures(group) for group in groups)
+        return torch.tensor([float(weight), pictures, sum(len(group["labels"]) for group in groups)])
+
+    def count_pictures(self, group: Group) -> int:
+        """Return how many pictures a group has that a loss counts."""
+        return len(group.get("pixel_values", ()))
+
     @abstractmethod
     def forward(self, groups: Sequence[Group], totals: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of one batch and sums for the log.
@@ -53,7 +56,7 @@ class Objective(nn.Module, ABC):
         groups
             Rows of similar length each: what the model takes, ``labels`` and what else the stage needs.
         totals
-            :func:`counts` of all that shares this optimizer step, other processes included.
+            :meth:`counts` of all that shares this optimizer step, other processes included.
         """
 
 
