@@ -41,8 +41,8 @@ class Rendered:
 def render(processor: ProcessorMixin, conversation: Conversation) -> Rendered:
     """Write a conversation with the checkpoint's chat template; an answer ends with its end mark.
 
-    Templates that close an answer with nothing, such as Vicuna's in transformers, get the tokenizer's end
-    mark there, as in LLaVA's own training: without it a model never learns to stop.
+    Templates that close an answer with no special token, such as Vicuna's in transformers, get the tokenizer's
+    end mark there, as in LLaVA's own training: without it a model never learns to stop.
 
     Every answer follows what the template asks for it with. LLaVA-OneVision's template begins an answer that
     was given with one space more than one that is asked for; the latter is what a model sees when it answers.
@@ -70,10 +70,10 @@ def render(processor: ProcessorMixin, conversation: Conversation) -> Rendered:
             )
         text += asked[len(done) :]
         begin = len(text)
-        answer = answered[start:].rstrip()
-        text += answer if _is_closed(answer, given) else answer + processor.tokenizer.eos_token
+        written = answered[start:].rstrip()
+        text += _closed(processor.tokenizer, written, given)
         spans.append((begin, len(text)))
-        done = answered[:start] + answer
+        done = answered[:start] + written
     return Rendered(conversation.name, text + answered[len(done) :].rstrip(), tuple(spans))
 
 
@@ -91,9 +91,15 @@ def _begin(asked: str, answered: str, given: str) -> int | None:
     return None if place < 0 or (asked[same:] + answered[same:place]).strip() else place
 
 
-def _is_closed(answer: str, given: str) -> bool:
-    """Return whether a template wrote an end mark behind the text of an answer."""
-    return bool((answer.partition(given)[2] if given else answer).strip())
+def _closed(tokenizer: Any, written: str, given: str) -> str:
+    """Return an answer with the mark that ends it: the template's, or the tokenizer's where it wrote none.
+
+    What is no special token ends no answer: a published template of LLaVA-NeXT writes the letters ``<\\s>``.
+    """
+    text = written.partition(given)[0] + given if given else ""
+    mark = written.removeprefix(text).strip()
+    marks = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return written if mark.startswith(tuple(marks)) else text + tokenizer.eos_token
 
 
 @dataclass(frozen=True)
