@@ -15,7 +15,8 @@ from PIL import Image
 from tests.families import trained
 from torch import Tensor
 
-from dynamic_llava.chat.prompt import user_turn
+from dynamic_llava.chat import asking
+from dynamic_llava.chat.prompt import chat_answer, chat_prompt, user_turn
 from dynamic_llava.data.conversations import Conversation
 from dynamic_llava.data.labels import Encoded, encode, encode_within, render
 from dynamic_llava.data.training import FOR_TRAINING, collate
@@ -102,6 +103,23 @@ def test_the_first_answer_follows_what_transformers_feeds(kind: str) -> None:
     )
     start = made.answer_of.index(0)
     assert made.input_ids[:start] == list(theirs["input_ids"][0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_question_is_fed_as_transformers_feeds_it(kind: str) -> None:
+    processor: Any = trained.processor(kind)
+    contents = [
+        [{"type": "image", "image": picture} for picture in some] for some in (PICTURES[:2], PICTURES[2:])
+    ]
+    turns = [
+        [{"role": "user", "content": [*content, {"type": "text", "text": "Why?"}]}] for content in contents
+    ]
+    theirs = processor.apply_chat_template(
+        turns, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", padding=True
+    )
+    ours = asking.encode(processor, [chat_prompt(processor, "Why?", count) for count in (2, 1)], PICTURES)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
 
 
 @pytest.mark.parametrize("kind", WRITTEN)
@@ -195,3 +213,9 @@ def test_a_batch_with_a_row_of_text_alone_runs(kind: str) -> None:
         )
     for row, logits in enumerate(apart):
         assert torch.allclose(together[row, : logits.shape[1]], logits[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_answer_can_be_scored(kind: str) -> None:
+    said = chat_answer(trained.processor(kind), "Why?", 1, "So it is.", (("And?", "No."),))
+    assert said.lstrip().startswith("So it is.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from dynamic_llava.chat.images import as_rgb
 from dynamic_llava.chat.positions import check_positions, positions_of
-from dynamic_llava.chat.prompt import chat_prompt
+from dynamic_llava.chat.prompt import PLACEHOLDER, chat_prompt
 from dynamic_llava.core.report import Report
 from dynamic_llava.files import first_line
 from dynamic_llava.sparsifier import sparsifier_of
@@ -51,11 +52,11 @@ def encode(processor: ProcessorMixin, prompts: Sequence[str], images: Sequence[I
         A picture cannot be used, or the processor cannot, as its files have it.
     """
     begin = processor.tokenizer.bos_token
-    seen = [as_rgb(image) for image in images] or None
+    seen = [as_rgb(image) for image in images]
     try:
         return processor(
             text=list(prompts),
-            images=seen,
+            images=_by_prompt(processor, prompts, seen) or None,
             padding=True,
             padding_side="left",
             # Some templates write the begin mark themselves, others leave it to the tokenizer.
@@ -68,6 +69,15 @@ def encode(processor: ProcessorMixin, prompts: Sequence[str], images: Sequence[I
             f"the checkpoint's processor fails on this prompt ({type(error).__name__}: {first_line(error)}); "
             "compare its files with those of the original model"
         ) from error
+
+
+def _by_prompt(processor: Any, prompts: Sequence[str], images: Sequence[Image.Image]) -> list[Any]:
+    """Return each prompt's pictures in a list: LLaVA-OneVision sees one otherwise than one of several."""
+    counts = [prompt.count(getattr(processor, "image_token", PLACEHOLDER)) for prompt in prompts]
+    if not images or sum(counts) != len(images):
+        return list(images)  # the processor says what is wrong
+    rest = iter(images)
+    return [list(itertools.islice(rest, count)) for count in counts]
 
 
 def ask(

@@ -60,9 +60,25 @@ def chat_answer(
     """
     turns = [*_turns(prompt, pictures, earlier), assistant_turn(answer)]
     asked, answered = chat_prompt(processor, prompt, pictures, earlier), apply_template(processor, turns)
-    if not answered.startswith(asked):
+    begin = answer_begins(asked, answered, turns[-1]["content"][0]["text"])
+    if begin is None:
         raise ValueError("the chat template rewrites the prompt once it is answered; it cannot be scored")
-    return answered.removeprefix(asked)
+    return answered[begin:]
+
+
+def answer_begins(asked: str, answered: str, answer: str) -> int | None:
+    """Return where the answer begins in ``answered``; None where it does not follow what was asked.
+
+    Only white space may differ between what asks for an answer and what stands before one that was given:
+    LLaVA-OneVision's template writes one space more before the latter.
+    """
+    if answered.startswith(asked):
+        return len(asked)
+    pairs = zip(asked, answered, strict=False)
+    same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    spaces = len(answered) - same - len(answered[same:].lstrip())
+    place = answered.find(answer, same) if answer else same + spaces
+    return None if place < 0 or (asked[same:] + answered[same:place]).strip() else place
 
 
 def apply_template(

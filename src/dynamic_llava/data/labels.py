@@ -8,7 +8,6 @@ Legend: N tokens, K pictures.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,7 +17,7 @@ from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
 
 from dynamic_llava.chat.images import as_rgb
-from dynamic_llava.chat.prompt import apply_template, assistant_turn, user_turn
+from dynamic_llava.chat.prompt import answer_begins, apply_template, assistant_turn, user_turn
 from dynamic_llava.data.conversations import BadSample, Conversation
 
 Span = tuple[int, int]
@@ -41,11 +40,11 @@ class Rendered:
 def render(processor: ProcessorMixin, conversation: Conversation) -> Rendered:
     """Write a conversation with the checkpoint's chat template; an answer ends with its end mark.
 
-    Templates that close an answer with no special token, such as Vicuna's in transformers, get the tokenizer's
-    end mark there, as in LLaVA's own training: without it a model never learns to stop.
+    Templates that close an answer with no special token, such as Vicuna's in transformers, get the
+    tokenizer's end mark there, as in LLaVA's own training: without it a model never learns to stop.
 
-    Every answer follows what the template asks for it with. LLaVA-OneVision's template begins an answer that
-    was given with one space more than one that is asked for; the latter is what a model sees when it answers.
+    Every answer follows what the template asks for it with, for that is what a model sees when it answers,
+    see :func:`~dynamic_llava.chat.prompt.answer_begins`.
 
     Raises
     ------
@@ -63,7 +62,7 @@ def render(processor: ProcessorMixin, conversation: Conversation) -> Rendered:
         asked = apply_template(processor, messages[:number], add_generation_prompt=True)
         answered = apply_template(processor, messages[: number + 1])
         given: str = messages[number]["content"][0]["text"]
-        start = _begin(asked, answered, given)
+        start = answer_begins(asked, answered, given)
         if start is None or not asked.startswith(done):
             raise BadSample(
                 f"{conversation.name}: the chat template rewrites earlier turns; it cannot be trained on"
@@ -77,24 +76,10 @@ def render(processor: ProcessorMixin, conversation: Conversation) -> Rendered:
     return Rendered(conversation.name, text + answered[len(done) :].rstrip(), tuple(spans))
 
 
-def _begin(asked: str, answered: str, given: str) -> int | None:
-    """Return where the answer begins in ``answered``; None where it does not follow what was asked.
-
-    Only white space may differ between what asks for an answer and what stands before one that was given.
-    """
-    if answered.startswith(asked):
-        return len(asked)
-    pairs = zip(asked, answered, strict=False)
-    same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-    spaces = len(answered) - same - len(answered[same:].lstrip())
-    place = answered.find(given, same) if given else same + spaces
-    return None if place < 0 or (asked[same:] + answered[same:place]).strip() else place
-
-
 def _closed(tokenizer: Any, written: str, given: str) -> str:
     """Return an answer with the mark that ends it: the template's, or the tokenizer's where it wrote none.
 
-    What is no special token ends no answer: a published template of LLaVA-NeXT writes the letters ``<\\s>``.
+    What is no special token ends no answer: a published template of LLaVA-NeXT misspells its mark.
     """
     text = written.partition(given)[0] + given if given else ""
     mark = written.removeprefix(text).strip()
