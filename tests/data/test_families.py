@@ -74,8 +74,8 @@ def item(made: Encoded, sample: int) -> dict[str, Any]:
     ids, answer_of = torch.tensor(made.input_ids), torch.tensor(made.answer_of)
     return {
         "input_ids": ids, "labels": torch.where(answer_of >= 0, ids, -100), "answer_mask": answer_of >= 0,
-        "per_token": made.per_token, "for_pictures": made.for_pictures, "sample": sample, "skipped": [],
-        "truncated": 0, "cut": [],
+        "per_token": made.per_token, "for_pictures": tuple(made.for_pictures), **made.for_pictures,
+        "sample": sample, "skipped": [], "truncated": 0, "cut": [],
     }  # fmt: skip
 
 

@@ -200,7 +200,7 @@ def test_a_cut_takes_later_pictures_whole_with_all_behind_them(tmp_path: Path, m
     assert length <= max_length
     assert torch.equal(item["input_ids"], whole["input_ids"][:length])
     mark = plain_processor().tokenizer.convert_tokens_to_ids("<image>")
-    pictures = len(item["for_pictures"]["pixel_values"])
+    pictures = len(item["pixel_values"])
     assert (item["input_ids"] == mark).sum() == 144 * pictures
     lost = [] if pictures == 2 else [f"s0: cut to {length} tokens, before picture 2 of 2"]
     assert item["cut"] == collate([item], pad=0)["cut"] == lost

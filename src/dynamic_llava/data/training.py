@@ -82,9 +82,10 @@ class ConversationDataset(Dataset[dict[str, Any]]):
         Returns
         -------
         dict
-            ``input_ids``, ``labels`` and ``answer_mask`` [N]; ``per_token`` and ``for_pictures``, what else
-            the model takes, see :class:`~dynamic_llava.data.labels.Encoded`; ``sample``, its number;
-            ``skipped``, reasons; ``truncated``, 1 if it was; ``cut``, what was cut off of pictures.
+            ``input_ids``, ``labels`` and ``answer_mask`` [N]; ``per_token``, what else the model takes for
+            each, by name; ``for_pictures``, the names of what it takes for pictures, and these, such as
+            ``pixel_values``; ``sample``, its number; ``skipped``, reasons; ``truncated``, 1 if it was;
+            ``cut``, what was cut off of pictures.
         """
         if not 0 <= index < self._count:
             raise IndexError(index)
@@ -117,7 +118,8 @@ class ConversationDataset(Dataset[dict[str, Any]]):
             "labels": torch.where(is_answer, ids, IGNORE),
             "answer_mask": is_answer if self.answers == "all" else answer_of == last,
             "per_token": kept.per_token,
-            "for_pictures": kept.for_pictures,
+            "for_pictures": tuple(kept.for_pictures),
+            **kept.for_pictures,
             "truncated": int(is_longer),
             "cut": _lost(conversation, kept),
         }
@@ -166,7 +168,7 @@ def collate(items: Sequence[dict[str, Any]], pad: int) -> dict[str, Any]:
         rows = [item["per_token"].get(name, row) for item, row in zip(items, none, strict=True)]
         group[name] = padded(rows, 0)
     for name in _names(items, "for_pictures"):
-        group[name] = joined([item["for_pictures"][name] for item in items if name in item["for_pictures"]])
+        group[name] = joined([item[name] for item in items if name in item["for_pictures"]])
     return {
         "groups": [group],
         "skipped": [reason for item in items for reason in item["skipped"]],
