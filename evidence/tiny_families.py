@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 import yaml
+from evidence.tiny_processors import KINDS
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
@@ -40,7 +41,6 @@ from dynamic_llava.files import write_json
 from dynamic_llava.training import run
 from dynamic_llava.training.trainer import last_checkpoint
 from evidence import tiny_processors
-from evidence.tiny_processors import KINDS
 
 PICTURES = 6000  # that are trained on
 HELD_OUT = 400  # scenes that are asked about
@@ -212,7 +212,12 @@ def recipes(base: Path, talk: Path, folder: Path) -> dict[str, dict[str, Any]]:
             "stage": {"name": "dense", "init": str(base), "train_vision_tower": True},
             "data": data,
             "optimizer": {"name": "muon", "learning_rate": 2e-3, "matrix_learning_rate": 3e-3},
-            "run": {"output": str(folder / "dense"), "steps": STEPS["dense"], "precision": "bfloat16", **common},
+            "run": {
+                "output": str(folder / "dense"),
+                "steps": STEPS["dense"],
+                "precision": "bfloat16",
+                **common,
+            },
         },
         "dynamic": {
             "stage": {"name": "dynamic", "init": str(folder / "dense" / run.MODEL)},
@@ -271,8 +276,12 @@ def is_above(rows: dict[str, Any]) -> bool:
 
 def main() -> int:
     """Train and measure both; the exit code is 1 if the learned choice is not above the others."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("runs/tiny-families"), help="folder of the trainings")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/tiny-families"), help="folder of the trainings"
+    )
     parser.add_argument("--only", choices=FAMILIES, help="train one of them")
     parser.add_argument("--output", type=Path, help="write the numbers to this file")
     options = parser.parse_args()
@@ -301,7 +310,13 @@ def main() -> int:
         seconds = round(time.monotonic() - start)
         write_json(
             options.output,
-            {"command": command, "families": found, "seconds": seconds, "seed": SEED, **environment(torch.device("cpu"))},
+            {
+                "command": command,
+                "families": found,
+                "seconds": seconds,
+                "seed": SEED,
+                **environment(torch.device("cpu")),
+            },
         )
     return int(not all(one["learned_above_others"] for one in found.values()))
 
