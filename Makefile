@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo test test-versions check-threads check-overhead check-code-lines check-equivalence check-remeasured check-vllm lint format type docs wheel wheel-check lmms-check train-nano bench results clean
+.PHONY: help install dev demo test test-versions check-threads check-overhead check-code-lines check-equivalence check-remeasured check-processors check-tiny-families check-vllm lint format type docs wheel wheel-check lmms-check train-nano bench results clean
 
 help: ## Show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' Makefile | awk -F '\t' '{ printf "  make %-17s %s\n", $$1, $$2 }'
@@ -74,6 +74,12 @@ wheel-check: wheel ## Install the wheel in an empty environment, and run the dem
 lmms-check: dev ## Run a local task through lmms-eval and the plugin, in an environment of its own
 	bash .ci/lmms-check
 
+check-processors: dev ## Test training with the processors that need torchvision, in an environment of its own (two minutes)
+	bash .ci/processors-check
+
+check-tiny-families: dev ## Train a tiny Qwen2.5-VL and a tiny LLaVA-NeXT from nothing, and compare (half an hour; resumable)
+	bash .ci/processors-check evidence.tiny_families --output evidence/results/tiny-families.json
+
 check-vllm: dev ## Test the vLLM plugin, in an environment of its own (.venv-vllm, 4 GB; ten minutes; ARGS=short takes less)
 	bash .ci/vllm-check $(ARGS)
 
@@ -91,4 +97,4 @@ results: dev ## Train and measure again what docs/results.md shows (seven hours 
 	$(BIN)/python -m evidence.trainings.run
 
 clean: ## Remove everything these targets made, .venv included
-	rm -rf .venv .venv-versions .venv-vllm build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-versions .venv-processors .venv-vllm build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

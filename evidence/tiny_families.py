@@ -1,10 +1,10 @@
-"""Trains a tiny Qwen2.5-VL and a tiny LLaVA-NeXT from nothing, and their predictors, by recipes of this library.
+"""Trains a tiny Qwen2.5-VL and a tiny LLaVA-NeXT from nothing, and their predictors, by recipes.
 
-A test of the recipes, not a product. Both learn from conversations about drawn scenes, in the layout that users
-bring, by their own processor and chat template: first the whole model (``dense``), then the image predictor
-alone (``dynamic``, ``train: predictors``), in about a quarter of an hour each on one core. Then both answer
-short questions about held-out scenes with all image tokens, and with a fifth of them, chosen by the predictor,
-by chance and evenly. Qwen's processor needs torchvision (``make check-tiny-families`` brings it).
+A test of the recipes, not a product. Both learn from conversations about drawn scenes, in the layout that
+users bring, by their own processor and chat template: first the whole model (``dense``), then the image
+predictor alone (``dynamic``, ``train: predictors``), in a quarter of an hour each on one core. Then both
+answer questions about held-out scenes with all image tokens, and with a fifth of them, chosen by the
+predictor, by chance and evenly. Qwen's processor needs torchvision (``make check-tiny-families`` brings it).
 
     python -m evidence.tiny_families --output evidence/results/tiny-families.json
 
@@ -19,7 +19,7 @@ import random
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,9 +44,7 @@ from evidence import tiny_processors
 
 PICTURES = 6000  # that are trained on
 HELD_OUT = 400  # scenes that are asked about
-MOST_THINGS = 2  # in a scene: the fewer, the fewer tokens matter
-KINDS_ASKED = ("color", "shape", "position")
-ROUNDS = 2  # questions of each kind about a scene
+MOST_THINGS = 3  # in a scene: the fewer, the fewer tokens matter
 KEEP_RATE = 0.2
 SEED = 0
 VOCABULARY = 700
@@ -83,7 +81,9 @@ def qwen_config(processor: Any) -> dict[str, Any]:
     rope = {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0}
     return {
         "model_type": "qwen2_5_vl",
-        "text_config": {"model_type": "qwen2_5_vl_text", **TEXT, **_marks(processor), "rope_parameters": rope},
+        "text_config": {
+            "model_type": "qwen2_5_vl_text", **TEXT, **_marks(processor), "rope_parameters": rope,
+        },
         "vision_config": {
             "depth": 2, "hidden_size": HIDDEN, "num_heads": 4, "intermediate_size": 384,
             "out_hidden_size": HIDDEN, "patch_size": PATCH, "spatial_merge_size": 2, "temporal_patch_size": 2,
@@ -136,18 +136,30 @@ FAMILIES = {
     "qwen2_5_vl": Family("qwen2_5_vl", QWEN_PICTURES, qwen_config),
     "llava_next": Family("llava_next-vicuna", NEXT_PICTURES, next_config),
 }
-STEPS = {"dense": 600, "dynamic": 200}
+STEPS = {"dense": 500, "dynamic": 150}
 BATCH = 32
 
 
 def samples(split: scenes.Split, count: int) -> Iterator[Sample]:
-    """Yield the first scenes of a split that hold few things."""
+    """Yield the first scenes of a split that hold few things, each of a colour of its own."""
     found, number = 0, 0
     while found < count:
-        if len(scenes.scene(number, split).things) <= MOST_THINGS:
+        drawn = scenes.scene(number, split)
+        colors = {thing.color for thing in drawn.things}
+        if len(drawn.things) <= MOST_THINGS and len(colors) == len(drawn.things):
             found += 1
-            yield scenes.make(number, split, ROUNDS)
+            yield Sample(f"scenes/{split}/{number}", drawn.draw, _asked(drawn, number))
         number += 1
+
+
+def _asked(drawn: scenes.Scene, number: int) -> tuple[Turn, ...]:
+    """Return questions about each thing; its colour says which, and the picture alone what it is."""
+    turns = []
+    for thing in drawn.things:
+        turns.append(Turn(f"What shape is the {thing.color} object?", thing.shape, "shape"))
+        turns.append(Turn(f"Is the {thing.color} object large or small?", thing.size, "size"))
+    random.Random(number).shuffle(turns)
+    return tuple(turns)
 
 
 def write_data(folder: Path) -> Path:
@@ -159,18 +171,12 @@ def write_data(folder: Path) -> Path:
     lines = []
     for number, sample in enumerate(samples("train", PICTURES)):
         sample.open_image().save(folder / f"{number}.png")
-        lines.append(json.dumps(_entry(number, _asked(sample, number))))
+        lines.append(json.dumps(_entry(number, sample.turns)))
     path.write_text("\n".join(lines), encoding="utf-8")
     return path
 
 
-def _asked(sample: Sample, number: int) -> list[Turn]:
-    short = [turn for turn in sample.turns if turn.kind in KINDS_ASKED]
-    random.Random(number).shuffle(short)
-    return short
-
-
-def _entry(number: int, turns: list[Turn]) -> dict[str, Any]:
+def _entry(number: int, turns: Sequence[Turn]) -> dict[str, Any]:
     values = [value for turn in turns for value in (turn.question, turn.answer)]
     values[0] = f"<image>\n{values[0]}"
     spoken = [{"from": ("human", "gpt")[place % 2], "value": value} for place, value in enumerate(values)]
@@ -252,7 +258,6 @@ def questions(count: int) -> list[Question]:
         Question(sample.open_image, turn.question, turn.answer, turn.kind, name=sample.name)
         for sample in samples("heldout", count)
         for turn in sample.turns
-        if turn.kind in KINDS_ASKED
     ]
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from tests import tiny
+from tests.families import trained
 from transformers import Dinov2Config, Dinov2Model
 
 import dynamic_llava
@@ -85,3 +86,31 @@ def test_a_tower_that_always_interpolates_is_not_asked_to(nano: Any) -> None:
         pixels = smaller.image_processor(Image.new("RGB", (50, 40)), return_tensors="pt")["pixel_values"]
         assert stub.model.vision_tower(pixels).last_hidden_state.shape == (1, 1 + 5 * 5, 16)
         assert not stub.model.vision_tower._forward_pre_hooks
+
+
+@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("rate", [0.05, 0.2, 0.5, 1.0])
+def test_a_limit_of_pixels_leaves_each_picture_its_share(kind: str, rate: float) -> None:
+    model, processor = trained.model(kind), trained.processor(kind)
+    images = [Image.effect_noise(size, 60).convert("RGB") for size in ((64, 40), (24, 32), (16, 120))]
+    prompt = chat_prompt(processor, "What is it?", 3)
+    whole = encode(processor, [prompt], images)
+    with downsampled(model, processor, rate) as smaller, torch.no_grad():
+        inputs = encode(smaller, [prompt], images)
+        model(**inputs)
+    before, after = (grid["image_grid_thw"].prod(-1) // 4 for grid in (whole, inputs))
+    assert all(0 < now <= max(1, int(then * rate)) for now, then in zip(after, before, strict=True))
+    assert (inputs["input_ids"] == model.config.image_token_id).sum() == after.sum()
+    if rate == 1.0:
+        assert all(torch.equal(inputs[name], value) for name, value in whole.items())
+    assert encode(processor, [prompt], images).keys() == whole.keys()
+    assert torch.equal(encode(processor, [prompt], images)["pixel_values"], whole["pixel_values"])
+
+
+@pytest.mark.parametrize("kind", ["llava_next-vicuna", "llava_onevision", "internvl", "idefics3", "gemma3"])
+def test_pictures_in_tiles_or_of_one_size_are_refused(kind: str) -> None:
+    with (
+        pytest.raises(ValueError, match=r"cannot be downsampled|no vision tower that takes"),
+        downsampled(trained.model(kind), trained.processor(kind), 0.2),
+    ):
+        pass

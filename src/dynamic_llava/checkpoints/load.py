@@ -22,6 +22,7 @@ from dynamic_llava.checkpoints.layout import to_hub
 from dynamic_llava.checkpoints.official.projectors import fit_projector
 from dynamic_llava.checkpoints.source import Source
 from dynamic_llava.environment import usable_device
+from dynamic_llava.families import family_of
 from dynamic_llava.files import first_line
 from dynamic_llava.hub import Access
 from dynamic_llava.sparsifier import Sparsifier, sparsifier_of
@@ -194,6 +195,12 @@ def load_model(
 
 def _needed_processor(source: Source) -> ProcessorMixin:
     if source.processor is None:
+        whole = source.base if source.kind == "predictors" else source
+        if not family_of(whole).kinds:
+            raise ValueError(
+                f"{source.name}: a decoder of text, and this is for models that take pictures: in code, "
+                "load_model loads it, and model(..., answer_mask=...) trains its predictors"
+            )
         raise ValueError(
             f"{source.name}: the checkpoint has no tokenizer or processor; save the model's own beside it"
         )

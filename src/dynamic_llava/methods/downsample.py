@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
+from transformers.image_utils import make_flat_list_of_images
 
 from dynamic_llava.methods.top_k import keep_count
 
@@ -22,14 +24,17 @@ INTERPOLATE = "interpolate_pos_encoding"
 def downsampled(model: PreTrainedModel, processor: ProcessorMixin, rate: float) -> Iterator[ProcessorMixin]:
     """Let a model look at smaller pictures for the length of a block.
 
-    The pictures shrink to a grid of :func:`grid_side` patches a side, and the tower interpolates its position
-    embeddings, as transformers does for other sizes. Nothing else changes: use it on a stock model, or within
+    Where the processor limits the pixels of a picture (``max_pixels``), as that of Qwen-VL, each picture gets
+    the limit that leaves it ``rate`` of its tokens at most. Elsewhere the pictures shrink to a grid of
+    :func:`grid_side` patches a side, and the tower interpolates its position embeddings, as transformers does
+    for other sizes. Nothing else changes: use it on a stock model, or within
     :func:`dynamic_llava.chat.asking.dense`.
 
     Parameters
     ----------
     model
-        With a vision tower that can interpolate its position embeddings, such as CLIP's or DINOv2's.
+        With a vision tower that can interpolate its position embeddings, such as CLIP's or DINOv2's, or takes
+        pictures of any size, as Qwen-VL's.
     processor
         The model's; stays as it is.
     rate
@@ -47,6 +52,11 @@ def downsampled(model: PreTrainedModel, processor: ProcessorMixin, rate: float) 
     """
     if not 0 < rate <= 1:
         raise ValueError(f"rate is {rate}: a keep rate must be greater than 0 and at most 1")
+    if _limits_pixels(processor.image_processor):
+        made = copy.copy(processor)
+        made.image_processor = Limited(processor.image_processor, rate)
+        yield made
+        return
     tower: Any = getattr(model.model, "vision_tower", None)
     if tower is None or not _interpolates(tower):
         raise ValueError(
@@ -55,6 +65,49 @@ def downsampled(model: PreTrainedModel, processor: ProcessorMixin, rate: float) 
     smaller = _smaller(processor, rate)
     with _asked_to_interpolate(tower):
         yield smaller
+
+
+class Limited:
+    """An image processor that gives each picture a share of the tokens that it would have, by its own limit.
+
+    Parameters
+    ----------
+    inner
+        Has ``max_pixels``, and makes a token of every ``merge_size`` x ``merge_size`` patches.
+    rate
+        Share of the tokens.
+    """
+
+    def __init__(self, inner: Any, rate: float) -> None:
+        self.inner = inner
+        self.rate = rate
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the image processor has."""
+        return getattr(self.__dict__["inner"], name)
+
+    def __call__(self, images: Any, return_tensors: Any = None, **options: Any) -> BatchFeature:
+        """Process pictures, each by itself."""
+        made = [self._one(image, options) for image in make_flat_list_of_images(images)]
+        joined = {name: torch.cat([one[name] for one in made]) for name in made[0]}
+        return BatchFeature(joined, tensor_type=return_tensors)
+
+    def _one(self, image: Any, options: dict[str, Any]) -> Any:
+        made = self.inner(image, return_tensors="pt", **options)
+        budget = keep_count(self._tokens(made), self.rate)
+        pixels = budget * (self.inner.patch_size * self.inner.merge_size) ** 2
+        while self._tokens(made) > budget:  # not once alone: a thin picture gets more than its limit
+            size = {"shortest_edge": min(pixels, self.inner.size["shortest_edge"]), "longest_edge": pixels}
+            made = self.inner(image, return_tensors="pt", **{**options, "size": size})
+            pixels = max(1, pixels * 9 // 10)
+        return made
+
+    def _tokens(self, made: Any) -> int:
+        return int(made["image_grid_thw"].prod()) // self.inner.merge_size**2
+
+
+def _limits_pixels(image_processor: Any) -> bool:
+    return "max_pixels" in getattr(getattr(image_processor, "valid_kwargs", None), "__annotations__", {})
 
 
 def grid_side(tokens: int, rate: float) -> int:
@@ -92,7 +145,8 @@ def _embeddings(tower: nn.Module) -> list[nn.Module]:
 def _smaller(processor: ProcessorMixin, rate: float) -> ProcessorMixin:
     size, patch = dict(processor.image_processor.size), getattr(processor, "patch_size", None)
     side = size.get("height", size.get("shortest_edge"))
-    if patch is None or side is None or size.get("width", side) != side:
+    is_tiled = hasattr(processor.image_processor, "image_grid_pinpoints")
+    if is_tiled or patch is None or side is None or size.get("width", side) != side:
         raise ValueError(
             f"{type(processor).__name__} makes no square pictures of whole patches: it cannot be downsampled"
         )
