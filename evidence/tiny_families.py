@@ -48,9 +48,9 @@ MOST_THINGS = 3  # in a scene: the fewer, the fewer tokens matter
 KEEP_RATE = 0.2
 SEED = 0
 VOCABULARY = 700
-HIDDEN, LAYERS, LAYER = 128, 4, 1
+HIDDEN, INNER, LAYERS, LAYER = 96, 256, 4, 1
 TEXT = {
-    "hidden_size": HIDDEN, "intermediate_size": 384, "num_hidden_layers": LAYERS, "num_attention_heads": 4,
+    "hidden_size": HIDDEN, "intermediate_size": INNER, "num_hidden_layers": LAYERS, "num_attention_heads": 4,
     "num_key_value_heads": 4, "max_position_embeddings": 2048, "tie_word_embeddings": False,
 }  # fmt: skip
 SIDE, PATCH = 48, 8
@@ -78,14 +78,14 @@ class Family:
 def qwen_config(processor: Any) -> dict[str, Any]:
     """Return the config of a tiny Qwen2.5-VL."""
     ids = processor.tokenizer.convert_tokens_to_ids
-    rope = {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0}
+    rope = {"rope_type": "default", "mrope_section": [4, 4, 4], "rope_theta": 10000.0}
     return {
         "model_type": "qwen2_5_vl",
         "text_config": {
             "model_type": "qwen2_5_vl_text", **TEXT, **_marks(processor), "rope_parameters": rope,
         },
         "vision_config": {
-            "depth": 2, "hidden_size": HIDDEN, "num_heads": 4, "intermediate_size": 384,
+            "depth": 2, "hidden_size": HIDDEN, "num_heads": 4, "intermediate_size": INNER,
             "out_hidden_size": HIDDEN, "patch_size": PATCH, "spatial_merge_size": 2, "temporal_patch_size": 2,
             "window_size": 32, "fullatt_block_indexes": [1],
         },
@@ -103,7 +103,7 @@ def next_config(processor: Any) -> dict[str, Any]:
         "model_type": "llava_next",
         "text_config": {"model_type": "llama", **TEXT, **_marks(processor)},
         "vision_config": {
-            "model_type": "clip_vision_model", "hidden_size": HIDDEN, "intermediate_size": 384,
+            "model_type": "clip_vision_model", "hidden_size": HIDDEN, "intermediate_size": INNER,
             "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": SIDE, "patch_size": PATCH * 2,
             "projection_dim": HIDDEN, "hidden_act": "gelu",
         },
@@ -136,8 +136,8 @@ FAMILIES = {
     "qwen2_5_vl": Family("qwen2_5_vl", QWEN_PICTURES, qwen_config),
     "llava_next": Family("llava_next-vicuna", NEXT_PICTURES, next_config),
 }
-STEPS = {"dense": 500, "dynamic": 150}
-BATCH = 32
+STEPS = {"dense": 300, "dynamic": 100}
+BATCH = 24
 
 
 def samples(split: scenes.Split, count: int) -> Iterator[Sample]:
@@ -236,19 +236,21 @@ def recipes(base: Path, talk: Path, folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def train(name: str, work: Path) -> dict[str, float]:
-    """Run the stages that are not done; return the minutes that each took, as its log tells."""
+    """Run the stages that are not done; return the minutes of one core that each took."""
     folder = work / name
     folder.mkdir(parents=True, exist_ok=True)
     talk = write_data(work / "scenes")
     base = build(FAMILIES[name], folder / "base")
-    minutes = {}
+    spent = folder / "minutes.json"
+    minutes: dict[str, float] = json.loads(spent.read_text(encoding="utf-8")) if spent.exists() else {}
     for stage, recipe in recipes(base, talk, folder).items():
         path, output = folder / f"{stage}.yaml", folder / stage
         if not (output / run.MODEL).exists():
             path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+            start = time.process_time()
             run.train(path, resume=last_checkpoint(output) is not None)
-        rows = [json.loads(line) for line in (output / run.LOG).read_text(encoding="utf-8").splitlines()]
-        minutes[stage] = round(sum(row["seconds"] for row in rows) / 60, 1)
+            minutes[stage] = round((time.process_time() - start) / 60, 1)
+            write_json(spent, minutes)
     return minutes
 
 
@@ -291,7 +293,8 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="write the numbers to this file")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    start, found = time.monotonic(), {}
+    start = time.monotonic()
+    found: dict[str, dict[str, Any]] = {}
     for name in [options.only] if options.only else FAMILIES:
         minutes = train(name, options.work)
         model, processor = dynamic_llava.load(options.work / name / "dynamic" / run.MODEL)

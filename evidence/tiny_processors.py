@@ -297,4 +297,5 @@ def processor(name: str) -> ProcessorMixin:
 
 
 def _class(name: str) -> Callable[..., Any]:
-    return getattr(transformers, name)  # type: ignore[no-any-return]
+    made: Callable[..., Any] = getattr(transformers, name)
+    return made

@@ -88,7 +88,8 @@ class Limited:
 
     def __call__(self, images: Any, return_tensors: Any = None, **options: Any) -> BatchFeature:
         """Process pictures, each by itself."""
-        made = [self._one(image, options) for image in make_flat_list_of_images(images)]
+        pictures: Any = make_flat_list_of_images(images)
+        made = [self._one(image, options) for image in pictures]
         joined = {name: torch.cat([one[name] for one in made]) for name in made[0]}
         return BatchFeature(joined, tensor_type=return_tensors)
 
