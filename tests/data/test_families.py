@@ -25,7 +25,7 @@ from dynamic_llava.families import family_of
 TURNS = (
     ("<image>\nWhat colour? <image>", "A deep red.\n\n  And round."),
     ("And the <image> shape?", "Round,  I think."),
-    ("Sure?", "Yes"),
+    ("Sure?", "    Yes"),
 )
 SIZES = ((32, 30), (16, 33), (40, 20))
 PICTURES = [
@@ -50,6 +50,9 @@ def marked(kind: str) -> str:
     before, _, after = KINDS[kind].template.rpartition(close)  # the first one may close a system turn
     spoken = f"{is_answer}{{% generation %}}{text}{end}{{% endgeneration %}}{{% else %}}{text}{{% endif %}}"
     return before.replace(text, spoken) + f"{is_answer}{{% else %}}{end}{{% endif %}}{{{{ '\n' }}}}" + after
+
+
+TRIMMED = ("gemma3",)  # templates that take the spaces off an answer
 
 
 def talk(turns: tuple[tuple[str, str], ...] = TURNS) -> Conversation:
@@ -84,7 +87,8 @@ def test_labels_are_the_answers_and_their_end_marks(kind: str) -> None:
     made, tokenizer = encoded(kind), trained.processor(kind).tokenizer
     for number, (_, answer) in enumerate(TURNS):
         ids = [i for i, of in zip(made.input_ids, made.answer_of, strict=True) if of == number]
-        assert tokenizer.decode(ids).removeprefix(" ") == answer + KINDS[kind].end
+        said = answer.strip() if kind in TRIMMED else answer
+        assert tokenizer.decode(ids) in (f"{space}{said}{KINDS[kind].end}" for space in ("", " "))
         assert ids[-1] == tokenizer.convert_tokens_to_ids(KINDS[kind].end)
 
 

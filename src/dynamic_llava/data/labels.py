@@ -81,10 +81,12 @@ def _closed(tokenizer: Any, written: str, given: str) -> str:
 
     What is no special token ends no answer: a published template of LLaVA-NeXT misspells its mark.
     """
-    text = written.partition(given)[0] + given if given else ""
-    mark = written.removeprefix(text).strip()
     marks = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    return written if mark.startswith(tuple(marks)) else text + tokenizer.eos_token
+    if written.endswith(tuple(marks)):
+        return written
+    text = given.strip()  # some templates trim it
+    end = written.find(text) + len(text) if text in written else len(written)
+    return written[:end] + str(tokenizer.eos_token)
 
 
 @dataclass(frozen=True)
