@@ -33,17 +33,18 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 
 import dynamic_llava
 from dynamic_llava import checkpoints
+from dynamic_llava.chat.asking import encode, greedy
+from dynamic_llava.chat.prompt import PLACEHOLDER, apply_template, assistant_turn, user_turn
 from dynamic_llava.data import Sample, Turn, scenes
 from dynamic_llava.environment import environment
-from dynamic_llava.evaluation import accuracy
-from dynamic_llava.evaluation.tasks import Question
+from dynamic_llava.evaluation.intervals import accuracy
 from dynamic_llava.files import write_json
 from dynamic_llava.training import run
 from dynamic_llava.training.trainer import last_checkpoint
 from evidence import tiny_processors
 
 PICTURES = 6000  # that are trained on
-HELD_OUT = 400  # scenes that are asked about
+HELD_OUT = 1000  # scenes that are asked about
 MOST_THINGS = 3  # in a scene: the fewer, the fewer tokens matter
 KEEP_RATE = 0.2
 SEED = 0
@@ -78,7 +79,7 @@ class Family:
 def qwen_config(processor: Any) -> dict[str, Any]:
     """Return the config of a tiny Qwen2.5-VL."""
     ids = processor.tokenizer.convert_tokens_to_ids
-    rope = {"rope_type": "default", "mrope_section": [4, 4, 4], "rope_theta": 10000.0}
+    rope = {"rope_type": "default", "mrope_section": [4, 4, 4], "rope_theta": 10.0}
     return {
         "model_type": "qwen2_5_vl",
         "text_config": {
@@ -136,7 +137,7 @@ FAMILIES = {
     "qwen2_5_vl": Family("qwen2_5_vl", QWEN_PICTURES, qwen_config),
     "llava_next": Family("llava_next-vicuna", NEXT_PICTURES, next_config),
 }
-STEPS = {"dense": 300, "dynamic": 100}
+STEPS = {"dense": 500, "dynamic": 120}
 BATCH = 24
 
 
@@ -153,13 +154,20 @@ def samples(split: scenes.Split, count: int) -> Iterator[Sample]:
 
 
 def _asked(drawn: scenes.Scene, number: int) -> tuple[Turn, ...]:
-    """Return questions about each thing; its colour says which, and the picture alone what it is."""
-    turns = []
-    for thing in drawn.things:
-        turns.append(Turn(f"What shape is the {thing.color} object?", thing.shape, "shape"))
-        turns.append(Turn(f"Is the {thing.color} object large or small?", thing.size, "size"))
+    """Return questions about each thing: where it is says which, and the picture alone what colour it has."""
+    turns = [Turn(f"{thing.position}.", thing.color, "color") for thing in drawn.things]
     random.Random(number).shuffle(turns)
     return tuple(turns)
+
+
+def talk_about(turns: Sequence[Turn]) -> list[str]:
+    """Return what is said by turns; the place is named before the picture comes.
+
+    What is asked must not stand behind the picture: the lowest layers, which drop nothing, would look it up.
+    """
+    first, *others = turns
+    said = [f"Look at the {first.question}", "ok", f"{PLACEHOLDER}\nWhat color is it?", first.answer]
+    return said + [value for turn in others for value in (f"And the {turn.question}", turn.answer)]
 
 
 def write_data(folder: Path) -> Path:
@@ -177,9 +185,9 @@ def write_data(folder: Path) -> Path:
 
 
 def _entry(number: int, turns: Sequence[Turn]) -> dict[str, Any]:
-    values = [value for turn in turns for value in (turn.question, turn.answer)]
-    values[0] = f"<image>\n{values[0]}"
-    spoken = [{"from": ("human", "gpt")[place % 2], "value": value} for place, value in enumerate(values)]
+    spoken = [
+        {"from": ("human", "gpt")[place % 2], "value": value} for place, value in enumerate(talk_about(turns))
+    ]
     return {"id": str(number), "image": f"{number}.png", "conversations": spoken}
 
 
@@ -187,7 +195,7 @@ def build(family: Family, folder: Path) -> Path:
     """Write an untrained model and its processor."""
     if (folder / "config.json").exists():
         return folder
-    texts = [f"\n{turn.question} {turn.answer}" for sample in samples("train", 500) for turn in sample.turns]
+    texts = [f"\n{value} " for sample in samples("train", 500) for value in talk_about(sample.turns)]
     kind = replace(KINDS[family.kind], settings=KINDS[family.kind].settings | _patches(family.kind))
     processor = tiny_processors.build(kind, texts, VOCABULARY, **family.pictures)
     config = family.config(processor)
@@ -236,43 +244,54 @@ def recipes(base: Path, talk: Path, folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def train(name: str, work: Path) -> dict[str, float]:
-    """Run the stages that are not done; return the minutes of one core that each took."""
+    """Run the stages that are not done; return the minutes that each took by the clock, as its log tells."""
     folder = work / name
     folder.mkdir(parents=True, exist_ok=True)
     talk = write_data(work / "scenes")
     base = build(FAMILIES[name], folder / "base")
-    spent = folder / "minutes.json"
-    minutes: dict[str, float] = json.loads(spent.read_text(encoding="utf-8")) if spent.exists() else {}
+    minutes = {}
     for stage, recipe in recipes(base, talk, folder).items():
         path, output = folder / f"{stage}.yaml", folder / stage
         if not (output / run.MODEL).exists():
             path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
-            start = time.process_time()
             run.train(path, resume=last_checkpoint(output) is not None)
-            minutes[stage] = round((time.process_time() - start) / 60, 1)
-            write_json(spent, minutes)
+        rows = [json.loads(line) for line in (output / run.LOG).read_text(encoding="utf-8").splitlines()]
+        minutes[stage] = round(sum(row["seconds"] for row in rows) / 60, 1)
     return minutes
 
 
-def questions(count: int) -> list[Question]:
-    """Return the short questions about held-out scenes."""
-    return [
-        Question(sample.open_image, turn.question, turn.answer, turn.kind, name=sample.name)
-        for sample in samples("heldout", count)
-        for turn in sample.turns
-    ]
+def ask(model: PreTrainedModel, processor: ProcessorMixin, asked: Sequence[Sample]) -> list[str]:
+    """Return the answers to the first question about each scene."""
+    prompts = []
+    for sample in asked:
+        place, ok, question, _ = talk_about(sample.turns[:1])
+        turns = [user_turn(place), assistant_turn(ok), user_turn(question)]
+        prompts.append(apply_template(processor, turns, add_generation_prompt=True))
+    inputs = encode(processor, prompts, [sample.open_image() for sample in asked])
+    tokens_BN = greedy(model, inputs, max_new_tokens=3)
+    return [text.strip() for text in processor.batch_decode(tokens_BN, skip_special_tokens=True)]
 
 
-def measure(model: PreTrainedModel, processor: ProcessorMixin, asked: list[Question]) -> dict[str, Any]:
+def score(model: PreTrainedModel, processor: ProcessorMixin, count: int) -> dict[str, Any]:
+    """Return the accuracy on held-out scenes, with its interval."""
+    asked, right = list(samples("heldout", count)), 0
+    for start in range(0, count, BATCH):
+        some = asked[start : start + BATCH]
+        answers = ask(model, processor, some)
+        right += sum(said == one.turns[0].answer for said, one in zip(answers, some, strict=True))
+    return accuracy(right, count)
+
+
+def measure(model: PreTrainedModel, processor: ProcessorMixin, count: int) -> dict[str, Any]:
     """Return the accuracy of each way to choose image tokens, all by the same weights."""
     sparsifier: Any = model.sparsifier
     rows = {}
     for policy in ("learned", "random", "uniform"):
         sparsifier.config.image_policy = policy
         torch.manual_seed(SEED)
-        rows[policy] = accuracy.measure(model, processor, asked, batch_size=64)
+        rows[policy] = score(model, processor, count)
     sparsifier.detach()
-    return {"dense": accuracy.measure(model, processor, asked, batch_size=64), **rows}
+    return {"dense": score(model, processor, count), **rows}
 
 
 def is_above(rows: dict[str, Any]) -> bool:
@@ -299,7 +318,7 @@ def main() -> int:
         minutes = train(name, options.work)
         model, processor = dynamic_llava.load(options.work / name / "dynamic" / run.MODEL)
         assert processor is not None
-        rows = measure(model, processor, questions(HELD_OUT))
+        rows = measure(model, processor, HELD_OUT)
         found[name] = {
             "minutes": minutes,
             "parameters": sum(p.numel() for p in model.parameters()),

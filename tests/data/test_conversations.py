@@ -90,6 +90,7 @@ def test_long_lists_are_read_in_pieces(tmp_path: Path) -> None:
         ({"image": 7}, "'image' holds int"),
         ({"image": float("nan")}, "'image' holds float"),
         ({"image": False}, "'image' holds bool"),
+        ({"video": "a.mp4"}, r"entry 1 \(id s1\): videos cannot be trained on; leave the entry out"),
         ({"id": None, "conversations": None}, r"entry 1 \(id 1\): no conversations"),
         (
             {"id": "a\nb" + "c" * 999, "conversations": 7},

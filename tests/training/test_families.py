@@ -12,10 +12,13 @@ import yaml
 from evidence.tiny_processors import KINDS
 from PIL import Image
 from tests.families import trained
+from tests.families.models import CASES
 
 import dynamic_llava
+from dynamic_llava import checkpoints, families
 from dynamic_llava.chat.asking import ask
-from dynamic_llava.training import run
+from dynamic_llava.training import run, stages
+from dynamic_llava.training.recipe import Recipe
 
 SIZES = ((32, 30), (16, 33), (40, 20))
 
@@ -81,3 +84,68 @@ def test_accumulated_batches_of_pictures_of_many_sizes_equal_one(kind: str, tmp_
     for ours, theirs in zip(*found, strict=True):
         for name in ("loss", "image_kept", "text_kept", "grad_norm"):
             assert ours[name] == pytest.approx(theirs[name], rel=2e-3), name
+
+
+@pytest.mark.parametrize("kind", ["llava_next-vicuna", "qwen2_5_vl", "idefics3"])
+@pytest.mark.parametrize("stage", ["dense", "full"])
+def test_whole_models_are_trained_and_saved(kind: str, stage: str, tmp_path: Path) -> None:
+    path = write(tmp_path, kind, method_train="full")
+    recipe = yaml.safe_load(path.read_text())
+    if stage == "dense":
+        recipe["stage"]["name"] = "dense"
+        del recipe["method"]
+    path.write_text(yaml.safe_dump(recipe))
+    model, processor = dynamic_llava.load(run.train(path))
+    assert processor is not None
+    assert (getattr(model, "sparsifier", None) is None) == (stage == "dense")
+    base, trained_state = trained.model(kind).state_dict(), model.state_dict()
+    decoder = [name for name in base if ".layers.0." in name and "proj" in name and "vision" not in name]
+    assert decoder
+    assert not any(torch.equal(base[name], trained_state[name]) for name in decoder if "visual" not in name)
+
+
+@pytest.mark.parametrize("data", ["drawn", "photographs"])
+def test_data_in_the_layout_of_llava_is_refused_for_others(data: str, tmp_path: Path) -> None:
+    path = write(tmp_path, "llava_next-vicuna")
+    recipe = yaml.safe_load(path.read_text())
+    recipe["data"] = {"drawn": {"drawn": {}}, "photographs": {"photographs": {
+        "captions": "c.jsonl", "features": "f", "captions_per_step": 1}}}[data]  # fmt: skip
+    path.write_text(yaml.safe_dump(recipe))
+    with pytest.raises(
+        ValueError, match=rf"^data\.{data} makes rows for LLaVA-1\.5 alone, and .*: give data"
+    ):
+        run.train(path)
+
+
+def test_a_decoder_of_text_is_refused(tmp_path: Path) -> None:
+    checkpoints.save(CASES["llama"].model(), None, tmp_path / "text")
+    path = write(tmp_path, "llava_next-vicuna", stage_init=str(tmp_path / "text"))
+    with pytest.raises(ValueError, match=r"a decoder of text, and this is for models that take pictures"):
+        run.train(path)
+
+
+def test_adapters_are_put_into_the_decoder_alone(tmp_path: Path) -> None:
+    for kind in ("idefics3", "gemma3"):
+        (tmp_path / kind).mkdir()
+        path = write(tmp_path / kind, kind, method_train="lora")
+        built = stages.build(Recipe.read(path))
+        names = [name for name, parameter in built.objective.named_parameters() if ".lora_" in name]
+        decoder = f".{families.family_of(built.model).decoder}.layers."
+        assert names
+        assert all(decoder in name for name in names)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tower_and_projector_are_frozen_as_the_recipe_says(kind: str, tmp_path: Path) -> None:
+    recipe = Recipe.read(write(tmp_path, kind))
+    settings = recipe.model_dump() | {"method": None}
+    settings["stage"] |= {"name": "dense", "train_vision_tower": False, "train_projector": True}
+    built = stages.build(Recipe.model_validate(settings))
+    base, family = built.model.base_model, families.family_of(built.model)
+    projector = {id(p) for name in family.projectors for p in base.get_submodule(name).parameters()}
+    tower = [p for p in base.get_submodule(family.tower).parameters() if id(p) not in projector]
+    assert projector
+    assert tower
+    assert not any(p.requires_grad for p in tower)
+    assert all(p.requires_grad for name in family.projectors for p in base.get_submodule(name).parameters())
+    assert all(p.requires_grad for p in base.get_submodule(family.decoder).parameters())

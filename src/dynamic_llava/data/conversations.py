@@ -137,6 +137,8 @@ class Conversations(Sequence[Conversation]):
             raise BadSample(f"{where}: expected an object, found {type(entry).__name__}")
         name = name_of(entry.get("id"), index)
         where += f" (id {name})"
+        if entry.get("video"):
+            raise BadSample(f"{where}: videos cannot be trained on; leave the entry out")
         images = _images(entry.get("image"), where)
         turns = rounds(entry.get("conversations"), where)
         if any(PLACEHOLDER in answer for _, answer in turns):

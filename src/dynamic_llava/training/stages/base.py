@@ -52,7 +52,8 @@ class Stage(ABC):
         unseen
             Groups of rows that were not trained on, for what is set after training.
         """
-        release_tower(cast(Any, self.model))
+        if self.recipe.data.photographs is not None:
+            release_tower(cast(Any, self.model))
         self.model.to(getattr(torch, self.recipe.run.save_dtype))
         checkpoints.save(self.model, self.processor, folder)
 
