@@ -216,7 +216,7 @@ def _patches(kind: str) -> dict[str, Any]:
 def recipes(base: Path, talk: Path, folder: Path) -> dict[str, dict[str, Any]]:
     """Return the recipe of each stage."""
     data = {"conversations": {"path": str(talk), "answers": "all"}, "batch_size": BATCH}
-    common = {"seed": SEED, "save_every": 100, "log_every": 20}
+    common = {"seed": SEED, "save_every": 100, "log_every": min(20, *STEPS.values())}
     sparsity = {
         "layer": LAYER, "image_keep_rate": KEEP_RATE, "sparsify_text": False, "ratio_weight": 20.0,
         "d_model": 64, "nhead": 4, "dim_feedforward": 128, "num_layers": 2,
