@@ -108,7 +108,7 @@ def test_whole_models_are_trained_and_saved(kind: str, stage: str, tmp_path: Pat
 def test_data_in_the_layout_of_llava_is_refused_for_others(data: str, tmp_path: Path) -> None:
     path = write(tmp_path, "llava_next-vicuna")
     recipe = yaml.safe_load(path.read_text())
-    recipe["data"] = {"drawn": {"drawn": {}}, "photographs": {"photographs": {
+    recipe["data"] = {"drawn": {"drawn": {"scenes_per_step": 1}}, "photographs": {"photographs": {
         "captions": "c.jsonl", "features": "f", "captions_per_step": 1}}}[data]  # fmt: skip
     path.write_text(yaml.safe_dump(recipe))
     with pytest.raises(
