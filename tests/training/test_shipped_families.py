@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 from evidence.tiny_processors import KINDS
+from tests.families import trained
 from tests.families.models import CASES
 from tests.training import published
 from tests.training.published import PUBLISHED
 from tests.training.test_shipped import LETTERS, write
 
+import dynamic_llava
 from dynamic_llava import families
 from dynamic_llava.files import first_line
 from dynamic_llava.training import bundled, run
@@ -70,3 +72,18 @@ def test_numbers_of_the_comment(name: str, tmp_path: Path) -> None:
     assert plan.disk_bytes["checkpoints"] / 1e9 == pytest.approx(checkpoints, rel=0.25)
     assert round(plan.disk_bytes["model"] / 1e6) == folder
     assert list(plan.parameters) == ["predictors"]
+
+
+@pytest.mark.parametrize("name", {one.kind: name for name, one in PUBLISHED.items()}.values())
+def test_it_runs_on_a_small_model(name: str, tmp_path: Path) -> None:
+    init = trained.checkpoint(PUBLISHED[name].kind, tmp_path / "base")
+    path = write(
+        tmp_path / "run", f"{name}-predictors", init, "red " * 60, steps=2, log_every=1, save_every=1
+    )
+    folder = run.train(path)
+    model, processor = dynamic_llava.load(folder)
+    assert processor is not None
+    config = model.sparsifier.config
+    assert (config.image_keep_rate, config.text_keep_rate) == (0.2, 0.5)
+    assert len(config.text_margins) == 41  # rates are settings
+    assert model.sparsifier.history["license"] == Recipe.read(path).run.license
