@@ -19,7 +19,7 @@ import random
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -137,7 +137,10 @@ FAMILIES = {
     "qwen2_5_vl": Family("qwen2_5_vl", QWEN_PICTURES, qwen_config),
     "llava_next": Family("llava_next-vicuna", NEXT_PICTURES, next_config),
 }
-STEPS = {"dense": 500, "dynamic": 120}
+STEPS = {
+    "qwen2_5_vl": {"dense": 500, "dynamic": 120},
+    "llava_next": {"dense": 350, "dynamic": 120},  # whose tower knows where a patch is
+}
 BATCH = 24
 
 
@@ -213,10 +216,10 @@ def _patches(kind: str) -> dict[str, Any]:
     return {"patch_size": 2 * PATCH} if "patch_size" in KINDS[kind].settings else {}
 
 
-def recipes(base: Path, talk: Path, folder: Path) -> dict[str, dict[str, Any]]:
+def recipes(base: Path, talk: Path, folder: Path, steps: Mapping[str, int]) -> dict[str, dict[str, Any]]:
     """Return the recipe of each stage."""
     data = {"conversations": {"path": str(talk), "answers": "all"}, "batch_size": BATCH}
-    common = {"seed": SEED, "save_every": 100, "log_every": min(20, *STEPS.values())}
+    common = {"seed": SEED, "save_every": 100, "log_every": min(20, *steps.values())}
     sparsity = {
         "layer": LAYER, "image_keep_rate": KEEP_RATE, "sparsify_text": False, "ratio_weight": 20.0,
         "d_model": 64, "nhead": 4, "dim_feedforward": 128, "num_layers": 2,
@@ -228,7 +231,7 @@ def recipes(base: Path, talk: Path, folder: Path) -> dict[str, dict[str, Any]]:
             "optimizer": {"name": "muon", "learning_rate": 2e-3, "matrix_learning_rate": 3e-3},
             "run": {
                 "output": str(folder / "dense"),
-                "steps": STEPS["dense"],
+                "steps": steps["dense"],
                 "precision": "bfloat16",
                 **common,
             },
@@ -238,7 +241,7 @@ def recipes(base: Path, talk: Path, folder: Path) -> dict[str, dict[str, Any]]:
             "data": data,
             "optimizer": {"learning_rate": 1e-3, "predictor_learning_rate": 1e-3},
             "method": {"sparsity": sparsity, "train": "predictors"},
-            "run": {"output": str(folder / "dynamic"), "steps": STEPS["dynamic"], **common},
+            "run": {"output": str(folder / "dynamic"), "steps": steps["dynamic"], **common},
         },
     }
 
@@ -250,7 +253,7 @@ def train(name: str, work: Path) -> dict[str, float]:
     talk = write_data(work / "scenes")
     base = build(FAMILIES[name], folder / "base")
     minutes = {}
-    for stage, recipe in recipes(base, talk, folder).items():
+    for stage, recipe in recipes(base, talk, folder, STEPS[name]).items():
         path, output = folder / f"{stage}.yaml", folder / stage
         if not (output / run.MODEL).exists():
             path.write_text(yaml.safe_dump(recipe), encoding="utf-8")

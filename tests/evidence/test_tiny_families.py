@@ -14,7 +14,7 @@ from evidence import tiny_families
 @pytest.mark.parametrize("name", tiny_families.FAMILIES)
 def test_a_training_of_two_steps(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for setting, value in (
-        ("PICTURES", 8), ("HELD_OUT", 6), ("BATCH", 4), ("STEPS", {"dense": 2, "dynamic": 2}),
+        ("PICTURES", 8), ("HELD_OUT", 6), ("BATCH", 4), ("STEPS", {name: {"dense": 2, "dynamic": 2}}),
     ):  # fmt: skip
         monkeypatch.setattr(tiny_families, setting, value)
     output = tmp_path / "numbers.json"
