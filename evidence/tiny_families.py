@@ -323,6 +323,7 @@ def main() -> int:
         assert processor is not None
         rows = measure(model, processor, HELD_OUT)
         found[name] = {
+            "steps": STEPS[name],
             "minutes": minutes,
             "parameters": sum(p.numel() for p in model.parameters()),
             "keep_rate": KEEP_RATE,
