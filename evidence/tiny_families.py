@@ -130,6 +130,8 @@ SQUARE = {"height": SIDE, "width": SIDE}
 NEXT_PICTURES = {
     "size": {"shortest_edge": SIDE},
     "crop_size": SQUARE,
+    "image_mean": [0.95] * 3,  # of the light background: else it drowns what lies on it
+    "image_std": [0.25] * 3,
     "image_grid_pinpoints": [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE]],
 }
 QWEN_PICTURES = {"patch_size": PATCH, "min_pixels": 96**2, "max_pixels": 96**2}
