@@ -104,7 +104,8 @@ LOAD = """```python
 import dynamic_llava
 from dynamic_llava import Sparsifier, SparsityConfig
 
-{names} = dynamic_llava.{load}("{hub_id}", dtype="bfloat16", device="cuda")
+name = "{hub_id}"
+{names} = dynamic_llava.{load}(name, dtype="bfloat16", device="cuda")
 config = SparsityConfig(layer={layer}, {settings})
 Sparsifier(config, hidden_size=model.config.get_text_config().hidden_size).attach(model)
 ```
