@@ -144,6 +144,8 @@ def test_labels_are_what_transformers_says_that_the_model_generates(kind: str) -
         return_dict=True,
         return_assistant_tokens_mask=True,
     )
+    if not any(theirs["assistant_masks"][0]):
+        pytest.skip("transformers of this version marks no answer of it")
     made = encoded(kind)
     length = len(made.input_ids)
     assert made.input_ids == list(theirs["input_ids"][0])[:length]
