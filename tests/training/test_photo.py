@@ -203,6 +203,21 @@ def test_features_are_computed_once(
     assert torch.equal(first, again)
 
 
+def test_a_tower_has_one_name_whatever_the_number_of_threads() -> None:
+    tower = torch.nn.Linear(1000, 1111)
+    with torch.no_grad():  # sizes so different that the order of a sum matters
+        tower.weight.copy_(torch.randn(1111, 1000) * 10 ** (4 * torch.randn(1111, 1000)))
+    before = torch.get_num_threads()
+    names = set()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            names.add(room._digest([Path("a.jpg")], tower))
+    finally:
+        torch.set_num_threads(before)
+    assert len(names) == 1
+
+
 def test_pooling_averages_neighbours_and_keeps_the_class_token() -> None:
     grid = torch.arange(16.0).reshape(1, 16, 1)
     features = torch.cat([torch.full((1, 1, 1), -1.0), grid], dim=1)
