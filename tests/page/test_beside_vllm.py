@@ -7,21 +7,47 @@ import base64
 import json
 import struct
 import zlib
+from io import BytesIO
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 from tests.page.conftest import RED
 
+from dynamic_llava.checkpoints import resolve
 from dynamic_llava.page.beside_vllm import Beside, checked
 from dynamic_llava.page.limits import Limits
 
 CHAT = "/v1/chat/completions"
 LIMITS = Limits(pixels=10_000)
+NANO = SimpleNamespace(model=resolve("nano"))
+
+
+KEY = "Bearer secret"
+
+
+async def models(request: Request) -> JSONResponse:
+    is_known = request.headers.get("authorization") == KEY
+    return JSONResponse({}, 200) if is_known else JSONResponse({"error": "Unauthorized"}, 401)
+
+
+class FakeEngine:
+    """What is asked of vLLM's: it knows one answer."""
+
+    def __init__(self, worker: str = "dynamic_llava.vllm.workers.cpu.SparseWorker") -> None:
+        parallel = SimpleNamespace(worker_cls=worker)
+        self.vllm_config, self.model_config = SimpleNamespace(parallel_config=parallel), NANO
+
+    async def collective_rpc(self, method: str, args: tuple[str]) -> list[Any]:
+        assert method == "kept"
+        return [{"output_kept": [True]} if args == ("chatcmpl-1",) else None]
 
 
 async def echo(request: Request) -> JSONResponse:
@@ -34,8 +60,16 @@ PATHS = (CHAT, "/v1/completions", "/v1/messages", "/invocations", "/scale_elasti
 
 @pytest.fixture(scope="module")
 def client() -> TestClient:
+    return served(FakeEngine())
+
+
+def served(engine: FakeEngine) -> TestClient:
     routes = [Route(path, echo, methods=["POST"]) for path in PATHS]
-    return TestClient(Beside(Starlette(routes=routes), LIMITS))
+    app = Starlette(
+        routes=[*routes, Route("/v1/models", models)], middleware=[Middleware(Beside, limits=LIMITS)]
+    )
+    app.state.engine_client = engine
+    return TestClient(app)
 
 
 def test_it_serves_the_page(client: TestClient) -> None:
@@ -47,7 +81,8 @@ def test_it_serves_the_page(client: TestClient) -> None:
 def test_rates_go_where_vllm_hands_them_on(client: TestClient) -> None:
     asked = {"messages": [], "sparsity": {"dense": True, "image_keep_rate": 0.3, "explain": True}}
     found: dict[str, Any] = client.post(CHAT, json=asked | {"vllm_xargs": {"mine": 1}}).json()
-    assert found["body"] == {"messages": [], "vllm_xargs": {"mine": 1, "dense": 1, "image_keep_rate": 0.3}}
+    rates = {"dense": 1, "image_keep_rate": 0.3, "explain": 1}
+    assert found["body"] == {"messages": [], "vllm_xargs": {"mine": 1} | rates}
     assert found["length"] == len(checked(json.dumps(asked | {"vllm_xargs": {"mine": 1}}).encode(), LIMITS))
 
 
@@ -123,3 +158,40 @@ def test_a_client_that_leaves_within_its_body_asks_nothing() -> None:
     scope = {"type": "http", "method": "POST", "path": CHAT, "headers": []}
     asyncio.run(Beside(vllm)(scope, receive, send))
     assert (reached, said) == ([], [])
+
+
+def test_what_was_kept_is_told_to_whom_vllm_answers(client: TestClient) -> None:
+    knows = {"Authorization": KEY}
+    assert client.get("/sparsity/chatcmpl-1", headers=knows).json() == {"output_kept": [True]}
+    refused = client.get("/sparsity/chatcmpl-1")
+    assert (refused.status_code, refused.json()) == (401, {"error": "Unauthorized"})
+    assert client.post("/seen", json={"url": RED}).status_code == 401
+    unknown = client.get("/sparsity/chatcmpl-2", headers=knows)
+    assert unknown.status_code == 404
+    assert "chatcmpl-2" in unknown.json()["error"]["message"]
+
+
+def test_a_model_without_a_sparsifier_knows_nothing_of_an_answer() -> None:
+    answer = served(FakeEngine("vllm.v1.worker.cpu_worker.CPUWorker")).get(
+        "/sparsity/chatcmpl-1", headers={"Authorization": KEY}
+    )
+    assert answer.status_code == 404
+
+
+def test_a_picture_comes_back_as_the_tower_sees_it(client: TestClient) -> None:
+    answer = client.post("/seen", json={"url": RED}, headers={"Authorization": KEY})
+    data = base64.b64decode(answer.json()["seen"].partition(",")[2])
+    image = Image.open(BytesIO(data)).convert("RGB")
+    assert image.size == (96, 96)
+    assert image.getpixel((0, 0))[0] > 250 > 5 > image.getpixel((0, 0))[1]
+
+
+@pytest.mark.parametrize("body", [b"{", b"[]", b'{"url": 1}', b'{"url": "data:image/png;base64,AAAA"}'])
+def test_what_is_no_picture_is_refused(client: TestClient, body: bytes) -> None:
+    assert client.post("/seen", content=body, headers={"Authorization": KEY}).status_code == 400
+
+
+def test_pictures_from_elsewhere_are_not_fetched(client: TestClient) -> None:
+    answer = client.post("/seen", json={"url": "https://localhost/a.png"}, headers={"Authorization": KEY})
+    assert answer.status_code == 400
+    assert "fetches no pictures" in answer.json()["error"]["message"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -11,6 +10,8 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from tests.page import browsing
+from tests.page.browsing import done
 
 from dynamic_llava.page.engine import Engine
 from dynamic_llava.page.limits import Limits
@@ -19,11 +20,7 @@ uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed; the e
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="playwright is not installed: pip install playwright"
 )
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
-
-OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-OPTIONS += ["--disable-background-networking", "--disable-component-update"]
+pytestmark = pytest.mark.skipif(browsing.CHROMIUM is None, reason="no Chromium is installed")
 
 
 @pytest.fixture(scope="module")
@@ -43,24 +40,14 @@ def address(engine: Engine) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        made = started.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
+    with browsing.chromium() as made:
         yield made
-        made.close()
 
 
-@pytest.fixture(params=[(1100, "light"), (360, "dark")], ids=["wide", "narrow"])
+@pytest.fixture(params=browsing.SIZES, ids=browsing.NAMES)
 def page(request: pytest.FixtureRequest, browser: Any, address: str) -> Iterator[Any]:
-    width, scheme = request.param
-    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
-    made = context.new_page()
-    errors: list[str] = []
-    made.on("pageerror", lambda error: errors.append(str(error)))
-    made.goto(address)
-    playwright.expect(made.locator("#engine")).to_contain_text("Model tiny")
-    yield made
-    assert errors == []
-    context.close()
+    with browsing.opened(browser, address, request.param, "tiny") as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -68,11 +55,6 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("pictures") / "red.png"
     Image.new("RGB", (40, 40), (255, 0, 0)).save(path)
     return path
-
-
-def done(page: Any, answers: int) -> None:
-    playwright.expect(page.locator("#status")).to_have_text("Done.", timeout=60_000)
-    playwright.expect(page.locator(".answer table:visible")).to_have_count(answers)
 
 
 def test_a_picture_is_asked_and_its_kept_patches_are_lit(page: Any, picture: Path) -> None:

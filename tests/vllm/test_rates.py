@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dynamic_llava import SparsityConfig
-from dynamic_llava.vllm.rates import Rates, request_rates, server_config
+from dynamic_llava.vllm.rates import Rates, explains, request_rates, server_config
 
 CONFIG = SparsityConfig(image_keep_rate=0.25, text_margins=(-4.0, 0.0, 4.0))
 
@@ -54,3 +54,11 @@ def test_a_server_has_rates_of_its_own() -> None:
 def test_a_server_may_fix_its_rates() -> None:
     fixed = {"sparsity": {"image_keep_rate": 0.5, "fixed": True}}
     assert server_config(CONFIG, fixed).image_keep_rate == 0.5
+
+
+def test_a_request_asks_to_be_told() -> None:
+    assert [explains(extra) for extra in (None, {}, {"explain": 0}, {"explain": 1}, {"explain": True})] == [
+        False, False, False, True, True,
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="explain is 'all', it must be true or false"):
+        explains({"explain": "all"})

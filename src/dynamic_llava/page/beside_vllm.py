@@ -16,12 +16,16 @@ from dynamic_llava.page.app import STATIC, page
 from dynamic_llava.page.errors import Refused
 from dynamic_llava.page.guard import Guard, refuse
 from dynamic_llava.page.limits import Limits
+from dynamic_llava.page.looking import KEPT, SEEN, Looking
 from dynamic_llava.page.pictures import check_inline
 
 ASKS_FOR_THE_KEY = ("/v1/", "/v2/", "/inference/", "/cohere/")
 OPEN = ("/health", "/ping", "/load", "/version", "/metrics", "/tokenize", "/detokenize", "/openapi.json")
 """What is served of vLLM: it asks for the key before the former, and answers the latter to everyone. The rest
 is closed: /invocations would chat, and /scale_elastic_ep change the engine, without the key."""
+
+MODELS = "/v1/models"
+"""Whom vLLM answers this may look as well; so its key counts, wherever it was given."""
 
 
 class Beside:
@@ -38,6 +42,7 @@ class Beside:
     def __init__(self, app: ASGIApp, limits: Limits | None = None) -> None:
         self._page = Starlette(routes=[Route("/", page), Mount("/static", StaticFiles(directory=STATIC))])
         self._vllm, self._limits = app, limits or Limits()
+        self._looking = Looking(self._limits)
         # The key is vLLM's own affair.
         self._guarded = Guard(self._route, key="", body_bytes=self._limits.body_bytes)
 
@@ -52,6 +57,9 @@ class Beside:
         path = scope["path"]
         if path == "/" or path.startswith("/static/"):
             await self._page(scope, receive, send)
+        elif path == SEEN or path.startswith(KEPT):
+            if await self._lets_in(scope, send):
+                await self._looking(scope, receive, send)
         elif not (path.startswith(ASKS_FOR_THE_KEY) or path in OPEN):
             said = Refused(f"{scope['method']} {path} is not served here, see docs/serving.md", status=404)
             await refuse(said, scope, receive, send)
@@ -59,6 +67,24 @@ class Beside:
             await self._post(scope, receive, send)
         else:
             await self._vllm(scope, receive, send)
+
+    async def _lets_in(self, scope: Scope, send: Send) -> bool:
+        """Return whether vLLM shows its models to a client; else hand on its answer, which says why not."""
+        said: list[Message] = []
+
+        async def nothing() -> Message:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def hear(message: Message) -> None:
+            said.append(message)
+
+        models = {"method": "GET", "path": MODELS, "raw_path": MODELS.encode(), "query_string": b""}
+        await self._vllm({**scope, **models}, nothing, hear)
+        if said[0]["status"] == 200:
+            return True
+        for message in said:
+            await send(message)
+        return False
 
     async def _post(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -122,6 +148,5 @@ def checked(data: bytes, limits: Limits) -> bytes:
         if not isinstance(value, dict):
             raise Refused(f"{name} must be an object", name)
     asked = {name: int(value) if isinstance(value, bool) else value for name, value in asked.items()}
-    asked.pop("explain", None)  # vLLM does not tell
     body["vllm_xargs"] = others | asked
     return json.dumps(body).encode()

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import math
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Any
 
 import torch
@@ -21,9 +18,11 @@ from transformers.generation.streamers import BaseStreamer
 from dynamic_llava.chat.asking import encode, report_of
 from dynamic_llava.chat.positions import check_positions, positions_of
 from dynamic_llava.chat.prompt import apply_template
-from dynamic_llava.chat.view import as_seen, pieces
+from dynamic_llava.chat.view import pieces
 from dynamic_llava.page.chat import Chat
 from dynamic_llava.page.errors import Refused
+from dynamic_llava.page.looking import png
+from dynamic_llava.vllm.kept import picture
 from dynamic_llava.vllm.rates import changed
 
 
@@ -170,7 +169,8 @@ class Engine:
         if chat.explain:
             flags = report.image_flags[0] if report.image_flags else []
             numbers["pictures"] = [
-                picture(flags_I, self._seen(inputs, number)) for number, flags_I in enumerate(flags)
+                {**picture(flags_I.tolist()), "seen": self._seen(inputs, number)}
+                for number, flags_I in enumerate(flags)
             ]
             kept = [*report.text_kept[0].tolist(), True]  # the last token is not fed back
             words = pieces(self._processor, tokens)
@@ -184,20 +184,7 @@ class Engine:
         pixels = inputs["pixel_values"]
         if pixels.ndim != 4:
             return None
-        data = BytesIO()
-        as_seen(self._processor, pixels[number]).save(data, "PNG")
-        return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
-
-
-def picture(flags_I: Tensor, seen: str | None) -> dict[str, Any]:
-    """Return what a page needs to draw a picture: the side of its grid, if square, and the kept patches."""
-    side = math.isqrt(len(flags_I))
-    return {
-        "tokens": len(flags_I),
-        "side": side if side * side == len(flags_I) else None,
-        "kept": flags_I.nonzero()[:, 0].tolist(),
-        "seen": seen,
-    }
+        return png(self._processor, pixels[number])
 
 
 class Telling(BaseStreamer):

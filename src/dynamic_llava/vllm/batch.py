@@ -22,12 +22,15 @@ class Request:
         Tokens of its prompt; those after it are output tokens, also when they are computed anew.
     pictures
         Where the image tokens of each picture lie.
+    explains
+        Whether its client wants to be told which tokens were kept.
     """
 
     name: str
     prompt: int
     pictures: Sequence[Span]
     rates: Rates
+    explains: bool = False
 
 
 @dataclass(frozen=True)

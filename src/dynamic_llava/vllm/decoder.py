@@ -17,6 +17,7 @@ from vllm.sequence import IntermediateTensors
 from dynamic_llava.sparsifier import Sparsifier
 from dynamic_llava.vllm.attention import deferred_groups, make_sparse, see_all, see_selected
 from dynamic_llava.vllm.batch import Batch, Batches
+from dynamic_llava.vllm.kept import Kept
 from dynamic_llava.vllm.report import Report
 from dynamic_llava.vllm.selection import Selecting, Selection
 
@@ -75,6 +76,8 @@ class SparseDecoder(nn.Module):
         Tells of the batch that runs; set by the model runner's side.
     report
         What the last pass left behind.
+    kept
+        Which tokens were kept of requests that ask.
     """
 
     batches: Batches
@@ -99,6 +102,7 @@ class SparseDecoder(nn.Module):
             vllm_config.scheduler_config.max_num_seqs, dtype=torch.int32, device=weight.device
         )
         self.report: Report | None = None
+        self.kept = Kept()
 
     def forward(
         self, hidden_NC: Tensor, positions: Tensor, added: IntermediateTensors | None = None
@@ -137,6 +141,7 @@ class SparseDecoder(nn.Module):
         )
         see_selected(context, groups, selection)
         self.report = report(batch, begin, selection)
+        self.kept.note(batch, begin.tolist(), selection.stays_N)
         return selection
 
 

@@ -12,6 +12,9 @@ from dynamic_llava.config import SparsityConfig
 NAMES = ("image_keep_rate", "text_keep_rate", "dense")
 """What a request may set, under these names in ``vllm_xargs`` or ``SamplingParams.extra_args``."""
 
+EXPLAIN = "explain"
+"""Beside them: whether the request's client wants to be told which tokens were kept, on any server."""
+
 
 @dataclass(frozen=True)
 class Rates:
@@ -72,6 +75,20 @@ def request_rates(config: SparsityConfig, extra: Mapping[str, Any] | None) -> Ra
     """
     asked = {name: value for name, value in (extra or {}).items() if name in NAMES}
     return Rates.of(changed(config, asked) if asked else config)
+
+
+def explains(extra: Mapping[str, Any] | None) -> bool:
+    """Return whether a request wants to be told which tokens were kept, given its extra arguments.
+
+    Raises
+    ------
+    ValueError
+        It is neither true nor false.
+    """
+    asked = (extra or {}).get(EXPLAIN, False)
+    if asked not in (False, True):
+        raise ValueError(f"sparsity: {EXPLAIN} is {asked!r}, it must be true or false")
+    return bool(asked)
 
 
 def changed(config: SparsityConfig, asked: Mapping[str, Any]) -> SparsityConfig:

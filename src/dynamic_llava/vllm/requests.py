@@ -12,7 +12,7 @@ from vllm.v1.sample.logits_processor import LogitsProcessor as LogitsProcessorV1
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as LogitsProcessorV2
 
 from dynamic_llava.config import SparsityConfig
-from dynamic_llava.vllm.rates import NAMES, request_rates
+from dynamic_llava.vllm.rates import NAMES, explains, request_rates
 
 
 def check(params: SamplingParams, are_fixed: bool) -> None:
@@ -20,6 +20,7 @@ def check(params: SamplingParams, are_fixed: bool) -> None:
     if are_fixed and (asked := sorted(set(params.extra_args or {}) & set(NAMES))):
         raise ValueError(f"{', '.join(asked)}: this server has fixed its rates, leave it out")
     request_rates(SparsityConfig(), params.extra_args)
+    explains(params.extra_args)
     if params.prompt_logprobs is not None:
         raise ValueError("prompt_logprobs: a dropped prompt token has none, leave it out")
 

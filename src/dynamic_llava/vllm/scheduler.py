@@ -11,6 +11,7 @@ from vllm.v1.request import Request
 
 from dynamic_llava.adapter import Adapter
 from dynamic_llava.vllm.book import Book, Entry, Span, Told
+from dynamic_llava.vllm.kept import summary
 from dynamic_llava.vllm.memory import SparseManager, SparseSpec
 from dynamic_llava.vllm.rates import request_rates, server_config
 
@@ -69,21 +70,11 @@ class SparseScheduler(Scheduler):
         return {**(transferred or {}), "sparsity": kept}, others
 
     def _kept(self, request: Request) -> dict[str, int]:
-        """Return what a request kept, and its K/V bytes on each device, by the names of our reports."""
         entry, prompt = self.book.entry(request.request_id), request.num_prompt_tokens
         told = entry.told or Told(0, 0)
         dropped = sum(drops for _, drops in entry.drops)
-        outputs = max(0, told.tokens - prompt)
         image_tokens = sum(count for _, count in pictures(request.mm_features))
-        dense, sparse = self._bytes
-        return {
-            "image_tokens": image_tokens,
-            "image_tokens_kept": image_tokens - dropped,
-            "output_tokens": outputs,
-            "output_tokens_kept": told.held - prompt + dropped if outputs else 0,
-            "kv_bytes": told.tokens * dense + told.held * sparse,
-            "kv_bytes_dense": told.tokens * (dense + sparse),
-        }
+        return summary(told.tokens, told.held, prompt, image_tokens, dropped, self._bytes)
 
     def _free_blocks(self, request: Request) -> None:
         super()._free_blocks(request)

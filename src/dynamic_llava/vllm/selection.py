@@ -36,6 +36,8 @@ class Selection:
         The most slots, and the most entering tokens, of a row; at least.
     held_R
         Slots of each row that stay held after the pass.
+    stays_N
+        Which tokens of the batch they are.
     """
 
     index_M: Tensor
@@ -47,6 +49,7 @@ class Selection:
     longest: int
     longest_row: int
     held_R: Tensor
+    stays_N: Tensor
 
 
 class Selecting:
@@ -89,7 +92,7 @@ class Selecting:
             index_M = torch.arange(starts[-1], device=hidden_NC.device)
             row_M, length_R, held_R = index_M, before_R + 1, before_R + stays_N[: starts[-1]].int()
             selection = Selection(
-                index_M, row_M, before_R.long(), begin_S, begin, length_R, longest, 1, held_R
+                index_M, row_M, before_R.long(), begin_S, begin, length_R, longest, 1, held_R, stays_N
             )
         else:
             selection = _compacted(stays_N, begin_S, starts, before_R)
@@ -137,7 +140,7 @@ def _compacted(stays_N: Tensor, begin_S: Tensor, starts: Sequence[int], before_R
     begin = entering_S.int().cpu()
     return Selection(
         index_M, row_M, slot_M, entering_S.int(), begin, length_R.int(), int(length_R.max()),
-        int(begin.diff().max()), (before_R + staying_S.diff()).int(),
+        int(begin.diff().max()), (before_R + staying_S.diff()).int(), stays_N,
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
 from dynamic_llava.vllm.batch import Batch, Request
-from dynamic_llava.vllm.rates import request_rates
+from dynamic_llava.vllm.rates import explains, request_rates
 from dynamic_llava.vllm.scheduler import pictures
 
 
@@ -34,6 +34,7 @@ class SparseState(DefaultModelState):
             data.prompt_len,
             pictures(data.mm_features),
             request_rates(self.model.sparsity, data.sampling_params.extra_args),
+            explains(data.sampling_params.extra_args),
         )
 
     def remove_request(self, req_id: str) -> None:

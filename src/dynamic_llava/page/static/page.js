@@ -5,6 +5,7 @@ const pictures = []; // data addresses of the next question
 let history = []; // messages of the chat so far
 let running = null; // what stops the answers that are under way
 let model = "";
+let isVllm = false; // it tells what was kept only when it is asked
 
 function say(text, isWrong = false) {
   $("status").textContent = text;
@@ -89,7 +90,10 @@ async function* events(response) {
 
 async function ask(messages, isDense, card, signal) {
   const started = performance.now();
-  const body = { model, messages, stream: true, stream_options: { include_usage: true }, sparsity: rates(isDense) };
+  const body = {
+    model, messages, stream: true, stream_options: { include_usage: true }, sparsity: rates(isDense),
+    ...(isVllm && { logprobs: true }), // for the text of each token
+  };
   const response = await fetch("/v1/chat/completions", {
     method: "POST", headers: headers(), body: JSON.stringify(body), signal,
   });
@@ -98,9 +102,13 @@ async function ask(messages, isDense, card, signal) {
     throw new Error(said.error?.message ?? `the server answered with ${response.status}`);
   }
   const text = card.querySelector(".text");
-  let answer = "", first = 0, pieces = 0;
+  const tokens = [];
+  let answer = "", first = 0, pieces = 0, id = "", usage = null;
   for await (const piece of events(response)) {
     if (piece.error) throw new Error(piece.error.message);
+    id = piece.id ?? id;
+    usage = piece.usage ?? usage;
+    tokens.push(...(piece.choices?.[0]?.logprobs?.content ?? []).map(({ token }) => token));
     const added = piece.choices?.[0]?.delta?.content;
     if (added) {
       first ||= performance.now();
@@ -110,9 +118,40 @@ async function ask(messages, isDense, card, signal) {
       showSpeed(card, first - started, (1000 * (pieces - 1)) / (performance.now() - first));
     }
     if (piece.sparsity) show(card, piece.sparsity);
-    if (piece.usage && !card.classList.contains("explained")) showUsage(card, piece.usage);
   }
+  if (isVllm) await explain(card, id, messages, answer, tokens);
+  if (usage && !card.classList.contains("explained")) showUsage(card, usage);
   return answer;
+}
+
+// Beside vLLM, whose streams do not tell what was kept
+
+async function explain(card, id, messages, answer, tokens) {
+  const response = await fetch(`/sparsity/${encodeURIComponent(id)}`, { headers: headers() });
+  if (!response.ok) return;
+  const sparsity = await response.json();
+  const urls = messages.flatMap(({ content }) => (Array.isArray(content) ? content : []))
+    .filter(({ type }) => type === "image_url").map((part) => part.image_url.url);
+  for (const [number, picture] of sparsity.pictures.entries()) picture.seen = await seen(urls[number]);
+  sparsity.words = words(answer, tokens, sparsity.output_kept);
+  show(card, sparsity);
+}
+
+async function seen(url) {
+  const response = await fetch("/seen", { method: "POST", headers: headers(), body: JSON.stringify({ url }) });
+  return response.ok ? (await response.json()).seen : null;
+}
+
+// The last token was never fed back, so no flag is known of it, and it may be one that is not shown.
+function words(answer, tokens, kept) {
+  const found = [];
+  let start = 0;
+  for (const [number, token] of tokens.entries()) {
+    const end = number === tokens.length - 1 ? answer.length : start + token.length;
+    if (end > start) found.push({ text: answer.slice(start, end), kept: kept[number] ?? true });
+    start = end;
+  }
+  return found;
 }
 
 // Showing
@@ -145,10 +184,14 @@ function show(card, sparsity) {
     row("Image tokens", sparsity.image_tokens_kept, sparsity.image_tokens),
     row("Output tokens", sparsity.output_tokens_kept, sparsity.output_tokens),
     row("K/V cache", kilo(sparsity.kv_bytes), kilo(sparsity.kv_bytes_dense)),
-    row("Work of the prompt (FLOPs)", mega(sparsity.prefill_flops), mega(sparsity.prefill_flops_dense)),
   );
-  card.querySelector(".speed").textContent =
-    `first token after ${sparsity.seconds_to_first_token.toFixed(2)} s, ${sparsity.tokens_per_second.toFixed(1)} tokens/s`;
+  if (sparsity.prefill_flops) {
+    card.querySelector("tbody").append(
+      row("Work of the prompt (FLOPs)", mega(sparsity.prefill_flops), mega(sparsity.prefill_flops_dense)),
+    );
+    card.querySelector(".speed").textContent =
+      `first token after ${sparsity.seconds_to_first_token.toFixed(2)} s, ${sparsity.tokens_per_second.toFixed(1)} tokens/s`;
+  }
   if (sparsity.words) showWords(card, sparsity.words);
   if (sparsity.pictures) card.querySelector(".pictures").replaceChildren(...sparsity.pictures.map(drawn));
 }
@@ -194,7 +237,7 @@ function drawn(picture, index) {
 function showUsage(card, usage) {
   card.querySelector(".legend").hidden = false;
   card.querySelector(".legend").textContent =
-    `${usage.prompt_tokens} tokens asked, ${usage.completion_tokens} answered; this engine does not tell what was kept.`;
+    `${usage.prompt_tokens} tokens asked, ${usage.completion_tokens} answered; the engine does not tell what was kept.`;
 }
 
 // The form
@@ -287,6 +330,7 @@ async function greet() {
     if (!listed.ok) throw new Error("the server wants its key: see below the form");
     model = (await listed.json()).data[0].id;
     const health = await fetch("/health").then((answer) => answer.json()).catch(() => ({}));
+    isVllm = !health.engine;
     $("engine").textContent = `Model ${model}, ${health.engine ?? "served by vLLM"}.`;
     say("");
   } catch (error) {

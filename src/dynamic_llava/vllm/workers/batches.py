@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from dynamic_llava.vllm.batch import Batch, Request
-from dynamic_llava.vllm.rates import request_rates
+from dynamic_llava.vllm.rates import explains, request_rates
 from dynamic_llava.vllm.scheduler import pictures
 
 
@@ -45,6 +45,7 @@ class RunnerBatches:
             state.num_prompt_tokens,
             pictures(state.mm_features),
             request_rates(self._config, state.sampling_params.extra_args),
+            explains(state.sampling_params.extra_args),
         )
 
     def _indices(self, names: list[str]) -> list[int]:

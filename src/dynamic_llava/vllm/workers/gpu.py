@@ -8,6 +8,7 @@ from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 from vllm.v1.worker.gpu_worker import Worker
 
 from dynamic_llava.vllm.report import Report
+from dynamic_llava.vllm.scheduler import token_bytes
 from dynamic_llava.vllm.workers.batches import RunnerBatches
 
 
@@ -21,6 +22,13 @@ class SparseWorker(Worker):
         self._model = runner.get_model()
         if not self.use_v2_model_runner:
             self._model.sparse.batches = RunnerBatches(runner, self._model.sparsity)
+
+    def kept(self, name: str) -> dict[str, Any] | None:
+        """Return what was kept of a request that asked to be told, or None; see :meth:`Kept.tell`."""
+        found: dict[str, Any] | None = self._model.sparse.kept.tell(
+            name, token_bytes(self.model_runner.kv_cache_config.kv_cache_groups)
+        )
+        return found
 
     def sample_tokens(self, grammar_output: Any) -> Any:
         """Sample, and send along what the pass left behind."""
