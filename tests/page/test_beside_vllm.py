@@ -8,6 +8,7 @@ import json
 import struct
 import zlib
 from io import BytesIO
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +23,7 @@ from starlette.testclient import TestClient
 from tests.page.conftest import RED
 
 from dynamic_llava.checkpoints import resolve
+from dynamic_llava.page import looking
 from dynamic_llava.page.beside_vllm import Beside, checked
 from dynamic_llava.page.limits import Limits
 
@@ -47,6 +49,8 @@ class FakeEngine:
 
     async def collective_rpc(self, method: str, args: tuple[str]) -> list[Any]:
         assert method == "kept"
+        if args == ("broken",):
+            raise RuntimeError("the engine is gone")
         return [{"output_kept": [True]} if args == ("chatcmpl-1",) else None]
 
 
@@ -194,4 +198,59 @@ def test_what_is_no_picture_is_refused(client: TestClient, body: bytes) -> None:
 def test_pictures_from_elsewhere_are_not_fetched(client: TestClient) -> None:
     answer = client.post("/seen", json={"url": "https://localhost/a.png"}, headers={"Authorization": KEY})
     assert answer.status_code == 400
-    assert "fetches no pictures" in answer.json()["error"]["message"]
+    assert "url must be a picture as data:" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(("method", "path"), [("DELETE", "/sparsity/chatcmpl-1"), ("GET", "/seen")])
+def test_other_methods_are_refused(client: TestClient, method: str, path: str) -> None:
+    assert client.request(method, path, headers={"Authorization": KEY}).status_code == 405
+
+
+def test_an_engine_that_does_not_tell_is_no_fault_of_the_page(client: TestClient) -> None:
+    answer = client.get("/sparsity/broken", headers={"Authorization": KEY})
+    assert answer.status_code == 503
+    assert "try again later" in answer.json()["error"]["message"]
+
+
+def test_a_model_that_sees_no_single_square_shows_none(tmp_path: Path) -> None:
+    engine = FakeEngine()
+    engine.model_config = SimpleNamespace(model=str(tmp_path))  # it has no processor at all
+    answer = served(engine).post("/seen", json={"url": RED}, headers={"Authorization": KEY})
+    assert answer.json() == {"seen": None}
+
+
+def test_questions_wait_their_turn_and_few_of_them() -> None:
+    engine, most = FakeEngine(), looking.WAITING
+    at_once = 0
+
+    async def slow(method: str, args: tuple[str]) -> list[Any]:
+        nonlocal at_once
+        at_once += 1
+        assert at_once == 1
+        await asyncio.sleep(0.01)
+        at_once -= 1
+        return [{"name": args[0]}]
+
+    engine.collective_rpc = slow  # type: ignore[method-assign]
+    app = SimpleNamespace(state=SimpleNamespace(engine_client=engine))
+    made, statuses = looking.Looking(LIMITS), []
+
+    async def ask(number: int) -> None:
+        async def receive() -> Any:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                statuses.append(message["status"])
+
+        scope = {
+            "type": "http", "method": "GET", "path": f"/sparsity/{number}", "headers": [], "app": app,
+            "query_string": b"", "server": ("localhost", 80), "scheme": "http",
+        }  # fmt: skip
+        await made(scope, receive, send)
+
+    async def all_at_once() -> None:
+        await asyncio.gather(*map(ask, range(most + 4)))
+
+    asyncio.run(all_at_once())
+    assert (statuses.count(200), statuses.count(503)) == (most, 4)

@@ -54,10 +54,41 @@ def test_what_is_computed_anew_replaces_what_was() -> None:
     assert (told["output_kept"], told["pictures"][0]["kept"]) == ([True], [2, 3])
 
 
-def test_the_oldest_is_forgotten() -> None:
+def test_long_answers_find_room() -> None:
+    kept, flags = Kept(), [place % 3 > 0 for place in range(5000)]
+    for start in range(0, 5000, 700):
+        note(kept, [(request("a"), start, [int(flag) for flag in flags[start : start + 700]])])
+    told = kept.tell("a", BYTES)
+    assert told is not None
+    assert told["output_kept"] == flags[6:]
+
+
+def test_the_oldest_is_forgotten_and_stays_unknown() -> None:
     kept = Kept(remembered=2)
-    for name in "abc":
+    for name in "abcd":
         note(kept, [(request(name), 0, [1] * 6)])
-    note(kept, [(request("b"), 6, [1])])
-    note(kept, [(request("d"), 0, [1] * 6)])
-    assert [name for name in "abcd" if kept.tell(name, BYTES)] == ["b", "d"]
+    for name in "abcd":  # all of them still run
+        note(kept, [(request(name), 6, [1])])
+    assert [name for name in "abcd" if kept.tell(name, BYTES)] == ["c", "d"]
+
+
+def test_chats_and_completions_are_found_by_the_id_of_their_client() -> None:
+    kept = Kept()
+    for name in ("chatcmpl-1-0a1b2c3d", "cmpl-2-0-0a1b2c3d", "chatcmpl-3", "cmpl-4-1-0a1b2c3d"):
+        note(kept, [(request(name), 0, [1] * 6)])
+    found = [
+        name
+        for name in ("chatcmpl-1", "cmpl-2", "chatcmpl-3", "cmpl-4", "chatcmpl", "")
+        if kept.tell(name, BYTES)
+    ]
+    assert found == ["chatcmpl-1", "cmpl-2", "chatcmpl-3"]
+
+
+def test_a_name_that_comes_again_is_another_request() -> None:
+    kept = Kept()
+    note(kept, [(request("a"), 0, [1] * 6)])
+    again = Request("a", prompt=3, pictures=[], rates=RATES, explains=True)
+    note(kept, [(again, 0, [1, 1, 1])])
+    told = kept.tell("a", BYTES)
+    assert told is not None
+    assert told["pictures"] == []

@@ -82,6 +82,12 @@ def test_it_tells_what_generate_keeps(server: Server, chat: Chat) -> None:
     assert {name: told[name] for name in numbers} == numbers
 
 
+def test_completions_are_found_too(server: Server) -> None:
+    body = {"model": "nano", "prompt": "The picture shows", "max_tokens": 8, "sparsity": {"explain": True}}
+    answer = get(f"{server.address}/v1/completions", body)
+    assert get(f"{server.address}/sparsity/{answer['id']}")["image_tokens"] == 0
+
+
 def test_what_was_not_asked_for_is_not_known(server: Server, chat: Chat) -> None:
     for name in (answer_of(server, chat)["id"], "chatcmpl-1", "%2e%2e"):
         with pytest.raises(urllib.error.HTTPError) as raised:

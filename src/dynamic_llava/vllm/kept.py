@@ -6,30 +6,48 @@ Legend: N tokens of the batch.
 from __future__ import annotations
 
 import math
+import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dynamic_llava.vllm.batch import Batch, Request
 
 REMEMBERED = 64
 """Requests that are remembered; those that ended included."""
 
+ROOM = 1024
+"""Tokens that the notes of a request have room for at first."""
+
+
+RANDOM = re.compile(r"-[0-9a-f]{8}$")
+"""What vLLM adds to a client's name of a request."""
+
 
 @dataclass
 class Noted:
-    """One request, and which of its tokens stay: of each pass, its first token, and a flag for each token."""
+    """One request, and which of its first tokens stay; ``room_T`` has room for more."""
 
     request: Request
-    passes: list[tuple[int, Tensor]] = field(default_factory=list)
+    room_T: Tensor
+    tokens: int = 0
+
+    def note(self, done: int, stays_N: Tensor) -> None:
+        """Note a pass over the tokens from ``done`` on; what is computed anew replaces what was."""
+        self.tokens = done + len(stays_N)
+        if self.tokens > len(self.room_T):
+            self.room_T = F.pad(self.room_T, (0, self.tokens))
+        self.room_T[done : self.tokens] = stays_N
 
     def flags(self) -> list[bool]:
         """Return a flag for each token so far."""
-        return torch.cat([flags for _, flags in self.passes]).tolist() if self.passes else []
+        found: list[bool] = self.room_T[: self.tokens].tolist()
+        return found
 
 
 class Kept:
@@ -38,7 +56,7 @@ class Kept:
     Parameters
     ----------
     remembered
-        How many at most.
+        How many at most; of requests that are pushed out while they run nothing is known any more.
     """
 
     def __init__(self, remembered: int = REMEMBERED) -> None:
@@ -53,20 +71,21 @@ class Kept:
         starts
             Where each row begins in the batch, one more at the end.
         stays_N
-            Which tokens stay held.
+            Which tokens stay held, bool.
         """
         for request, done, start, end in zip(batch.requests, batch.done, starts, starts[1:], strict=False):
-            if request.explains:
-                self._of(request, done).passes.append((done, stays_N[start:end].clone()))
+            if request.explains and not done:
+                self._open(request, stays_N.device)
+            if request.name in self._noted:
+                self._noted[request.name].note(done, stays_N[start:end])
 
-    def _of(self, request: Request, done: int) -> Noted:
-        """Return the notes of a request, without those of passes that are computed anew."""
-        noted = self._noted.setdefault(request.name, Noted(request))
-        noted.passes = [(first, flags) for first, flags in noted.passes if first < done]
+    def _open(self, request: Request, device: torch.device) -> None:
+        """Begin the notes of a request, or begin them anew."""
+        room_T = torch.empty(ROOM, dtype=torch.bool, device=device)
+        self._noted[request.name] = Noted(request, room_T)
         self._noted.move_to_end(request.name)
-        while len(self._noted) > self._remembered:
+        if len(self._noted) > self._remembered:
             self._noted.popitem(last=False)
-        return noted
 
     def tell(self, name: str, token_bytes: tuple[int, int]) -> dict[str, Any] | None:
         """Return what was kept of a request.
@@ -74,7 +93,7 @@ class Kept:
         Parameters
         ----------
         name
-            What its client calls it; vLLM adds a dash and letters of its own.
+            The id of a chat or a completion, as its client got it; vLLM adds to both.
         token_bytes
             K/V bytes of a token in all dense layers, and in all sparse ones.
 
@@ -84,7 +103,8 @@ class Kept:
             The numbers of :func:`summary`, ``pictures`` and ``output_kept``; None where the request did not
             ask to be told, or was forgotten.
         """
-        found = [noted for full, noted in self._noted.items() if name in (full, full.rpartition("-")[0])]
+        names = (name, f"{name}-0")  # the first prompt of a completion
+        found = [noted for full, noted in self._noted.items() if RANDOM.sub("", full) in names]
         if not found:
             return None
         request, flags = found[-1].request, found[-1].flags()

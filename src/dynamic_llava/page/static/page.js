@@ -108,8 +108,8 @@ async function ask(messages, isDense, card, signal) {
     if (piece.error) throw new Error(piece.error.message);
     id = piece.id ?? id;
     usage = piece.usage ?? usage;
-    tokens.push(...(piece.choices?.[0]?.logprobs?.content ?? []).map(({ token }) => token));
     const added = piece.choices?.[0]?.delta?.content;
+    tokens.push(...shared(added ?? "", piece.choices?.[0]?.logprobs?.content ?? []));
     if (added) {
       first ||= performance.now();
       pieces += 1;
@@ -119,39 +119,48 @@ async function ask(messages, isDense, card, signal) {
     }
     if (piece.sparsity) show(card, piece.sparsity);
   }
-  if (isVllm) await explain(card, id, messages, answer, tokens);
+  if (isVllm) await explain(card, id, messages, tokens, signal);
   if (usage && !card.classList.contains("explained")) showUsage(card, usage);
   return answer;
 }
 
 // Beside vLLM, whose streams do not tell what was kept
 
-async function explain(card, id, messages, answer, tokens) {
-  const response = await fetch(`/sparsity/${encodeURIComponent(id)}`, { headers: headers() });
-  if (!response.ok) return;
-  const sparsity = await response.json();
-  const urls = messages.flatMap(({ content }) => (Array.isArray(content) ? content : []))
-    .filter(({ type }) => type === "image_url").map((part) => part.image_url.url);
-  for (const [number, picture] of sparsity.pictures.entries()) picture.seen = await seen(urls[number]);
-  sparsity.words = words(answer, tokens, sparsity.output_kept);
-  show(card, sparsity);
-}
+const views = new Map(); // pictures as the tower sees them, by their data addresses
 
-async function seen(url) {
-  const response = await fetch("/seen", { method: "POST", headers: headers(), body: JSON.stringify({ url }) });
-  return response.ok ? (await response.json()).seen : null;
-}
-
-// The last token was never fed back, so no flag is known of it, and it may be one that is not shown.
-function words(answer, tokens, kept) {
-  const found = [];
+// The text of a piece, shared out among its tokens; the last one gets what is left.
+function shared(text, tokens) {
   let start = 0;
-  for (const [number, token] of tokens.entries()) {
-    const end = number === tokens.length - 1 ? answer.length : start + token.length;
-    if (end > start) found.push({ text: answer.slice(start, end), kept: kept[number] ?? true });
+  return tokens.map(({ token }, number) => {
+    const end = number === tokens.length - 1 ? text.length : Math.min(text.length, start + token.length);
+    const part = text.slice(start, end);
     start = end;
+    return part;
+  });
+}
+
+async function explain(card, id, messages, tokens, signal) {
+  try {
+    const response = await fetch(`/sparsity/${encodeURIComponent(id)}`, { headers: headers(), signal });
+    if (!response.ok) return;
+    const sparsity = await response.json();
+    const urls = messages.flatMap(({ content }) => (Array.isArray(content) ? content : []))
+      .filter(({ type }) => type === "image_url").map((part) => part.image_url.url);
+    for (const [number, picture] of sparsity.pictures.entries()) picture.seen = await seen(urls[number], signal);
+    // The last token was never fed back, so no flag is known of it.
+    if (tokens.length) sparsity.words = tokens.map((text, number) => ({ text, kept: sparsity.output_kept[number] ?? true }));
+    show(card, sparsity);
+  } catch (error) {
+    console.warn(error); // the answer is there, and counts
   }
-  return found;
+}
+
+async function seen(url, signal) {
+  if (!views.has(url)) {
+    const response = await fetch("/seen", { method: "POST", headers: headers(), body: JSON.stringify({ url }), signal });
+    views.set(url, response.ok ? (await response.json()).seen : null);
+  }
+  return views.get(url);
 }
 
 // Showing
@@ -197,8 +206,9 @@ function show(card, sparsity) {
 }
 
 function showWords(card, words) {
+  const first = words.findIndex(({ text }) => text.trim());
   const spans = words.map(({ text: word, kept }, index) => {
-    const text = index ? word : word.trimStart();
+    const text = index > first ? word : word.trimStart();
     if (kept) return document.createTextNode(text);
     return Object.assign(document.createElement("span"), { className: "forgotten", textContent: text });
   });
@@ -285,6 +295,7 @@ function startAnew() {
   running?.abort();
   history = [];
   pictures.length = 0;
+  views.clear();
   showChosen();
   $("log").replaceChildren();
   $("question").value = "Describe the picture.";
