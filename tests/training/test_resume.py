@@ -113,6 +113,17 @@ def test_allowed_changes_are_told_and_kept(
         run.train(write_recipe("other"), allow_changes=True)
 
 
+def test_a_resumed_run_logs_and_saves_as_often_as_its_recipe_says_now(write_recipe: WriteRecipe) -> None:
+    folder = run.train(write_recipe("run")).parent
+    changed = write_recipe("run", steps=10, save_every=3, log_every=5)
+    run.train(changed, resume=True, allow_changes=True)
+    written = {path.name for path in folder.glob("checkpoint-*")}
+    assert {"checkpoint-9", "checkpoint-10"} <= written
+    assert "checkpoint-8" not in written
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line][-2:] == [5, 10]
+
+
 @pytest.mark.parametrize("change", ["added", "removed", "edited", "swapped"])
 def test_other_entries_are_a_change(write_talk: WriteRecipe, talk: Path, change: str) -> None:
     recipe = write_talk("run")

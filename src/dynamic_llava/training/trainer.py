@@ -220,6 +220,12 @@ class Schedules(TrainerCallback):
         self.objective = objective
         self.sampler = sampler
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Log, save and evaluate as often as the recipe says, not as the checkpoint to resume remembers."""
+        state.compute_steps(args, state.max_steps)
+
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
