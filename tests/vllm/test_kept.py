@@ -25,7 +25,7 @@ def note(kept: Kept, rows: Sequence[tuple[Request, int, Sequence[int]]]) -> None
         starts.append(starts[-1] + len(flags))
     padded = [flag for _, _, flags in rows for flag in flags] + [1, 1]
     batch = Batch([row[0] for row in rows], [row[1] for row in rows], torch.arange(len(rows)))
-    kept.note(batch, starts, torch.tensor(padded, dtype=torch.bool))
+    kept.note(batch, torch.tensor(starts), torch.tensor(padded, dtype=torch.bool))
 
 
 def test_passes_add_up_and_other_requests_are_not_noted() -> None:
@@ -82,6 +82,15 @@ def test_chats_and_completions_are_found_by_the_id_of_their_client() -> None:
         if kept.tell(name, BYTES)
     ]
     assert found == ["chatcmpl-1", "cmpl-2", "chatcmpl-3"]
+
+
+def test_a_name_that_comes_again_without_asking_leaves_the_notes_alone() -> None:
+    kept = Kept()
+    note(kept, [(request("a"), 0, [1] * 6)])
+    note(kept, [(request("a", explains=False), 0, [0, 0])])
+    told = kept.tell("a", BYTES)
+    assert told is not None
+    assert told["image_tokens_kept"] == 4
 
 
 def test_a_name_that_comes_again_is_another_request() -> None:

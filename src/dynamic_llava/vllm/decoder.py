@@ -141,7 +141,7 @@ class SparseDecoder(nn.Module):
         )
         see_selected(context, groups, selection)
         self.report = report(batch, begin, selection)
-        self.kept.note(batch, begin.tolist(), selection.stays_N)
+        self.kept.note(batch, begin, selection.stays_N)
         return selection
 
 

@@ -63,21 +63,23 @@ class Kept:
         self._remembered = remembered
         self._noted: OrderedDict[str, Noted] = OrderedDict()
 
-    def note(self, batch: Batch, starts: Sequence[int], stays_N: Tensor) -> None:
+    def note(self, batch: Batch, begin: Tensor, stays_N: Tensor) -> None:
         """Note a pass; nothing is asked of the device.
 
         Parameters
         ----------
-        starts
-            Where each row begins in the batch, one more at the end.
+        begin
+            Where each row begins in the batch, one more at the end; on the host.
         stays_N
             Which tokens stay held, bool.
         """
-        for request, done, start, end in zip(batch.requests, batch.done, starts, starts[1:], strict=False):
-            if request.explains and not done:
+        asked = [row for row, request in enumerate(batch.requests) if request.explains]
+        for row in asked:
+            request, done = batch.requests[row], batch.done[row]
+            if not done:
                 self._open(request, stays_N.device)
             if request.name in self._noted:
-                self._noted[request.name].note(done, stays_N[start:end])
+                self._noted[request.name].note(done, stays_N[int(begin[row]) : int(begin[row + 1])])
 
     def _open(self, request: Request, device: torch.device) -> None:
         """Begin the notes of a request, or begin them anew."""
