@@ -254,3 +254,32 @@ def test_questions_wait_their_turn_and_few_of_them() -> None:
 
     asyncio.run(all_at_once())
     assert (statuses.count(200), statuses.count(503)) == (most, 4)
+
+
+def test_who_sends_slowly_holds_up_nobody() -> None:
+    app = SimpleNamespace(state=SimpleNamespace(engine_client=FakeEngine()))
+    made, statuses = looking.Looking(LIMITS), []
+
+    async def never() -> Any:
+        await asyncio.sleep(60)
+
+    async def at_once() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        statuses.append(message.get("status"))
+
+    scope = {
+        "type": "http", "method": "GET", "path": "/sparsity/chatcmpl-1", "headers": [], "app": app,
+        "query_string": b"", "server": ("localhost", 80), "scheme": "http",
+    }  # fmt: skip
+
+    async def all_at_once() -> None:
+        slow = [asyncio.create_task(made(scope, never, send)) for _ in range(looking.WAITING)]
+        await asyncio.sleep(0)
+        await made(scope, at_once, send)
+        for task in slow:
+            task.cancel()
+
+    asyncio.run(all_at_once())
+    assert statuses[0] == 200

@@ -67,11 +67,11 @@ class Looking:
         kind = SEEN if path == SEEN else KEPT
         if request.method != METHODS[kind]:
             raise Refused(f"{kind} takes {METHODS[kind]} alone", status=405)
+        data = await request.body()  # before it counts: who sends slowly holds up nobody
         if self._waiting >= WAITING:
             raise Refused("the server is busy, try again later", status=503)
         self._waiting += 1
         try:
-            data = await request.body()
             async with self._turn:
                 if kind == KEPT:
                     return await kept(engine, path.removeprefix(KEPT))
